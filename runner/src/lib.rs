@@ -1,0 +1,4 @@
+//! The bwVisu runner.
+#![forbid(unsafe_code)]
+
+pub mod error;
