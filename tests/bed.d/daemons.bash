@@ -1,0 +1,74 @@
+# shellcheck shell=bash
+# Daemons: one way to start, ask and signal all of them. Each runs in the foreground of a session of its
+# own; its output goes to log/DAEMON-HOST.out (Slurm's daemons write log/DAEMON-HOST.log besides).
+
+command_of() {
+  local host=$1 daemon=$2 m=$BED_MOUNT
+  case $daemon in
+    munged)
+      echo setpriv --reuid munge --regid munge --clear-groups /usr/sbin/munged --foreground --force \
+        --key-file="$m/munge/munge.key" --pid-file="$m/munge/munged.pid" --seed-file="$m/munge/seed" \
+        --log-file="$m/munge/munged.log" --socket="$m/munge/run/munge.socket.2" --num-threads=2
+      ;;
+    slurmctld) echo setpriv --reuid slurm --regid slurm --clear-groups /usr/sbin/slurmctld -D ;;
+    slurmd) echo /usr/sbin/slurmd -D ;;
+    sshd) echo /usr/sbin/sshd -D -e -f "$m/ssh/sshd_config_$host" ;;
+    etcd)
+      echo /usr/bin/etcd --name bed --data-dir "$m/etcd/data" \
+        --listen-client-urls "http://127.0.0.1:2379,http://$BED_INSIDE.7:2379" \
+        --advertise-client-urls "http://$BED_INSIDE.7:2379" \
+        --listen-peer-urls http://127.0.0.1:2380 --initial-advertise-peer-urls http://127.0.0.1:2380 \
+        --initial-cluster bed=http://127.0.0.1:2380
+      ;;
+    *)
+      complain "no daemon '$daemon' on $host; there are: $(daemons_of "$host")"
+      return 2
+      ;;
+  esac
+}
+
+check_daemon() {
+  [[ " $(daemons_of "$1") " == *" $2 "* ]] && return
+  complain "no daemon '$2' on $1; there are: $(daemons_of "$1")"
+  return 2
+}
+
+# The caller's environment is not the daemons': slurmd hands its own down to jobs.
+start_daemon() {
+  local host=$1 daemon=$2 words
+  check_daemon "$host" "$daemon"
+  words=$(command_of "$host" "$daemon")
+  # shellcheck disable=SC2016,SC2086 # the inner shell expands; the words hold no blanks
+  enter "$host" env -i PATH=/usr/sbin:/usr/bin:/sbin:/bin LANG=C.UTF-8 bash -c '
+    cd / && pidfile=$1 log=$2 && shift 2
+    setsid "$@" </dev/null >>"$log" 2>&1 &
+    echo $! >"$pidfile"' bash "$BED_MOUNT/run/$host-$daemon.pid" "$BED_MOUNT/log/$daemon-$host.out" $words
+}
+
+signal_daemon() {
+  local host=$1 daemon=$2 signal=$3
+  check_daemon "$host" "$daemon"
+  # The number counts on that host alone, and only while the program behind it is the daemon.
+  # shellcheck disable=SC2016 # the inner shell expands
+  enter "$host" bash -c '
+    read -r pid <"$1" && read -r name <"/proc/$pid/comm" && [[ $name == "$2" ]] && kill -s "$3" "$pid"' \
+    bash "$BED_MOUNT/run/$host-$daemon.pid" "$daemon" "$signal" 2>/dev/null
+}
+
+daemon_lives() {
+  signal_daemon "$1" "$2" 0
+}
+
+stop_daemon() {
+  signal_daemon "$1" "$2" KILL
+  while daemon_lives "$1" "$2"; do
+    sleep 0.05
+  done
+}
+
+start_daemons() {
+  local daemon
+  for daemon in $(daemons_of "$1"); do
+    start_daemon "$1" "$daemon"
+  done
+}

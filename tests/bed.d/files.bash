@@ -1,0 +1,190 @@
+# shellcheck shell=bash
+# What the bed writes into BED_DIR before its hosts start.
+
+ordinary_users=(alice bob)
+
+write_files() {
+  local host
+  mkdir -p "$BED_DIR"/{run,log,home,service,ssh,slurm/state,munge/run,etcd,tmp}
+  for host in $(all_hosts); do
+    mkdir -p "$BED_DIR/slurm/spool/$host" "$BED_DIR/tmp/$host"
+    chmod 1777 "$BED_DIR/tmp/$host"
+  done
+  chmod 755 "$BED_DIR" "$BED_DIR"/{run,log,home,service,slurm,tmp}
+  chmod 700 "$BED_DIR"/{ssh,etcd}
+  write_etc
+  write_users
+  write_sudoers
+  write_ssh
+  write_slurm
+  write_munge
+}
+
+# A copy, not single files mounted over the machine's: a mounted file vanishes when a package
+# on the machine replaces the one beneath.
+write_etc() {
+  cp -a /etc "$BED_DIR/etc"
+  rm -rf "$BED_DIR/etc/sudoers.d" "$BED_DIR/etc/resolv.conf" "$BED_DIR/etc/slurm"
+  mkdir -p "$BED_DIR/etc/sudoers.d" "$BED_DIR/etc/slurm"
+  # No name is ever looked up outside the bed.
+  sed -i 's/^hosts:.*/hosts: files/' "$BED_DIR/etc/nsswitch.conf"
+  echo 'nameserver 127.0.0.1' >"$BED_DIR/etc/resolv.conf"
+  write_hosts >"$BED_DIR/etc/hosts"
+}
+
+write_hosts() {
+  local host net address
+  echo '127.0.0.1 localhost'
+  echo '::1 localhost ip6-localhost'
+  for host in $(all_hosts); do
+    while read -r net _ address; do
+      case $net-$host in
+        inside-* | outside-outside) echo "$address $host" ;;
+        ib-*) echo "$address $host-ib0" ;;
+        outside-*) echo "$address $host-out" ;;
+      esac
+    done < <(links_of "$host")
+  done
+}
+
+write_users() {
+  local user uid=20101
+  for user in "${ordinary_users[@]}"; do
+    add_user "$user" $uid "home/$user"
+    uid=$((uid + 1))
+  done
+  add_user carol 919 home/carol
+  add_user bwvisurunner 918 service/bwvisurunner
+}
+
+add_user() {
+  local user=$1 uid=$2 home=$3 etc=$BED_DIR/etc
+  sed -i "/^$user:/d" "$etc/passwd" "$etc/group" "$etc/shadow"
+  echo "$user:x:$uid:$uid:$user of the bed:$BED_MOUNT/$home:/bin/bash" >>"$etc/passwd"
+  echo "$user:x:$uid:" >>"$etc/group"
+  # No password is right, and the account is not locked: sshd lets the key in.
+  echo "$user:*:19000:0:99999:7:::" >>"$etc/shadow"
+  mkdir -p "$BED_DIR/$home"
+  chown "$uid:$uid" "$BED_DIR/$home"
+  chmod 700 "$BED_DIR/$home"
+}
+
+write_sudoers() {
+  mkdir -p "$BED_DIR"/sudoers/{command,gateway,none}
+  echo 'bwvisurunner ALL=(ALL) NOPASSWD: /usr/bin/sbatch, /usr/bin/squeue, /usr/bin/scancel' \
+    >"$BED_DIR/sudoers/command/bwvisurunner"
+  echo 'bwvisurunner ALL=(root) NOPASSWD: /usr/sbin/iptables, /usr/sbin/iptables-save, /usr/sbin/iptables-restore' \
+    >"$BED_DIR/sudoers/gateway/bwvisurunner"
+  chmod 440 "$BED_DIR"/sudoers/*/bwvisurunner
+}
+
+write_ssh() {
+  local ssh=$BED_DIR/ssh host home=$BED_DIR/service/bwvisurunner
+  ssh-keygen -q -t ed25519 -N '' -C bed -f "$ssh/id_ed25519"
+  for host in cmd0 cmd1 gw0 gw1; do
+    ssh-keygen -q -t ed25519 -N '' -C "$host" -f "$ssh/host_$host"
+    echo "$host,$BED_INSIDE.$(octet_of "$host") $(cut -d' ' -f1,2 "$ssh/host_$host.pub")" >>"$ssh/known_hosts"
+    write_sshd_config "$host" >"$ssh/sshd_config_$host"
+  done
+  write_ssh_config >"$ssh/config"
+  install -d -o 918 -g 918 -m 700 "$home/.ssh"
+  install -o 918 -g 918 -m 600 "$ssh/id_ed25519.pub" "$home/.ssh/authorized_keys"
+}
+
+# Debian's stock limits (MaxSessions 10, MaxStartups 10:30:100) on purpose.
+write_sshd_config() {
+  cat <<-END
+	HostKey $BED_MOUNT/ssh/host_$1
+	AllowUsers bwvisurunner
+	PasswordAuthentication no
+	KbdInteractiveAuthentication no
+	UsePAM yes
+	PrintMotd no
+	AcceptEnv LANG LC_*
+	Subsystem sftp /usr/lib/openssh/sftp-server
+	END
+}
+
+# For people: ssh -F $BED_DIR/ssh/config cmd0, on the host runner.
+write_ssh_config() {
+  cat <<-END
+	Host *
+	  User bwvisurunner
+	  IdentityFile $BED_MOUNT/ssh/id_ed25519
+	  IdentitiesOnly yes
+	  UserKnownHostsFile $BED_MOUNT/ssh/known_hosts
+	  StrictHostKeyChecking yes
+	  BatchMode yes
+	END
+}
+
+write_slurm() {
+  local etc=$BED_DIR/etc/slurm log
+  slurm_conf >"$etc/slurm.conf"
+  cgroup_conf >"$etc/cgroup.conf"
+  log=$BED_DIR/log/slurmctld-ctl.log
+  touch "$log"
+  chown slurm: "$log" "$BED_DIR/slurm/state"
+}
+
+# 64 processors are claimed for each node, whatever the machine has. Timeouts are Slurm's own, but
+# that finished jobs are forgotten and stubborn ones killed sooner, so that tests need not wait.
+slurm_conf() {
+  cat <<-END
+	ClusterName=$BED_PREFIX
+	SlurmctldHost=ctl($BED_INSIDE.4)
+	SlurmUser=slurm
+	AuthType=auth/munge
+	StateSaveLocation=$BED_MOUNT/slurm/state
+	SlurmdSpoolDir=$BED_MOUNT/slurm/spool/%n
+	SlurmctldPidFile=/run/slurmctld.pid
+	SlurmdPidFile=/run/slurmd.pid
+	SlurmctldLogFile=$BED_MOUNT/log/slurmctld-ctl.log
+	SlurmdLogFile=$BED_MOUNT/log/slurmd-%n.log
+	ProctrackType=proctrack/linuxproc
+	TaskPlugin=task/none
+	JobAcctGatherType=jobacct_gather/none
+	MpiDefault=none
+	SelectType=select/cons_tres
+	SelectTypeParameters=CR_CPU
+	SlurmdParameters=config_overrides
+	SchedulerType=sched/backfill
+	SchedulerParameters=batch_sched_delay=0,sched_interval=1
+	JobRequeue=1
+	MinJobAge=60
+	KillWait=10
+	ReturnToService=2
+	MessageTimeout=30
+	NodeName=c[0-$((BED_NODES - 1))] CPUs=64 RealMemory=1000 State=UNKNOWN
+	PartitionName=all Nodes=ALL Default=YES MaxTime=INFINITE State=UP
+	END
+}
+
+cgroup_conf() {
+  if [[ -e /sys/fs/cgroup/cgroup.controllers ]]; then
+    printf 'CgroupPlugin=cgroup/v2\nIgnoreSystemd=yes\n'
+  else
+    printf 'CgroupPlugin=cgroup/v1\nCgroupAutomount=no\n'
+  fi
+}
+
+write_munge() {
+  local key=$BED_DIR/munge/munge.key
+  head -c 128 /dev/urandom >"$key"
+  chown -R munge: "$BED_DIR/munge"
+  chmod 400 "$key"
+  chmod 755 "$BED_DIR/munge" "$BED_DIR/munge/run"
+}
+
+bed_env() {
+  local host
+  printf 'BED_%s=%q\n' PREFIX "$BED_PREFIX" DIR "$BED_DIR" MOUNT "$BED_MOUNT" INSIDE "$BED_INSIDE" IB "$BED_IB" \
+    OUTSIDE "$BED_OUTSIDE" NODES "$BED_NODES" LOG "$BED_DIR/log" \
+    HOME_PREFIX "$BED_MOUNT/home" HOME_ON_MACHINE "$BED_DIR/home" SSH_USER bwvisurunner \
+    SSH_KEY "$BED_DIR/ssh/id_ed25519" SSH_KNOWN_HOSTS "$BED_DIR/ssh/known_hosts" SSH_CONFIG "$BED_DIR/ssh/config" \
+    ETCD "$BED_INSIDE.7:2379" OUTSIDE_ADDRESS "$BED_OUTSIDE.100" RUNNER_EXTERNAL "$BED_OUTSIDE.7"
+  for host in cmd0 cmd1 gw0 gw1 ctl runner $(computes); do
+    printf 'BED_%s=%q\n' "${host^^}" "$BED_INSIDE.$(octet_of "$host")"
+  done
+  printf 'BED_%s=%q\n' GW0_EXTERNAL "$BED_OUTSIDE.5" GW1_EXTERNAL "$BED_OUTSIDE.6"
+}
