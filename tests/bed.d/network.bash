@@ -11,11 +11,11 @@ nets() {
 guard_machine() {
   local net
   for net in $(nets); do
-    if ip -4 route show root "$net" | grep -qv '^unreachable'; then
+    if [[ -n $(ip -4 route show root "$net" | grep -v '^unreachable') ]]; then
       complain "$net is in use on this machine; choose other nets (BED_INSIDE, BED_IB, BED_OUTSIDE)"
       return 1
     fi
-    if ip -4 route show exact "$net" type unreachable | grep -q . && other_beds | grep -q .; then
+    if [[ -n $(ip -4 route show exact "$net") && -n $(other_beds) ]]; then
       complain "another bed has $net; choose other nets (BED_INSIDE, BED_IB, BED_OUTSIDE)"
       return 1
     fi
