@@ -1,0 +1,290 @@
+//! Grants: which ports a job was given, and the two ledgers that keep a port from being given twice.
+//!
+//! A *gateway block* lists the forwardings in one block of a gateway's external ports: it is at once the ledger of those ports
+//! and the list of rules that should be installed. A *node bucket* lists the internal ports that are taken on some of the
+//! compute nodes; all nodes of a cluster share [`BUCKETS`] of them, because one transaction of etcd holds 128
+//! operations and a job may have thousands of nodes.
+
+use super::job::Service;
+use super::ports::{BLOCK, PortRange, PortSet, Span};
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+use std::collections::{BTreeMap, BTreeSet};
+
+/// The version of the records in this module that this program writes.
+pub const GRANT_VERSION: u32 = 1;
+
+/// How many buckets the nodes of a cluster share.
+pub const BUCKETS: u16 = 48;
+
+/// How far a grant is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum GrantState {
+    /// The ports are taken; the rules may not be there yet.
+    Claimed,
+    /// The rules were installed and the answer may have been given.
+    Active,
+    /// The rules are being removed; the ports stay taken until they are.
+    Closing,
+}
+
+/// What one run of a job was given.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct Grant {
+    /// The version of this record's form.
+    pub version: u32,
+    /// The cluster that it belongs to.
+    pub cluster: String,
+    /// The job.
+    pub job: u64,
+    /// The run of the job that asked (0 is the first).
+    pub run: u32,
+    /// The number that the request carried: the same request gets the same answer.
+    pub nonce: String,
+    /// How far it is.
+    pub state: GrantState,
+    /// The job said that it has its answer: the request is used up.
+    pub confirmed: bool,
+    /// The gateway's internal address, its key everywhere.
+    pub gateway: String,
+    /// The gateway's public address.
+    pub external_ip: String,
+    /// The nodes of the job.
+    pub nodes: Vec<String>,
+    /// The host that the rules forward to.
+    pub target: String,
+    /// The ports.
+    pub spans: Vec<Span>,
+    /// When the ports were taken.
+    pub granted_at: Timestamp,
+}
+
+impl Grant {
+    /// The forwardings for front ends, in the order of the job's variables.
+    pub fn services(&self) -> Vec<Service> {
+        let service = |(internal_port, external_port)| Service { internal_port, external_port, external_ip: self.external_ip.clone() };
+        self.spans.iter().flat_map(|span| span.pairs()).map(service).collect()
+    }
+
+    /// How many ports it holds.
+    pub fn ports(&self) -> u32 {
+        self.spans.iter().map(|span| u32::from(span.count)).sum()
+    }
+
+    /// The blocks of the gateway that hold its ports.
+    pub fn blocks(&self) -> BTreeSet<u16> {
+        self.spans.iter().map(|span| span.block()).collect()
+    }
+
+    /// The buckets that hold its nodes.
+    pub fn buckets(&self) -> BTreeSet<u16> {
+        buckets(&self.nodes)
+    }
+}
+
+/// One forwarding of a gateway block.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct Forwarding {
+    /// The job.
+    pub job: u64,
+    /// The ports.
+    pub span: Span,
+    /// The host that it forwards to.
+    pub target: String,
+    /// Its rule is to be removed; the ports are still taken.
+    #[serde(default)]
+    pub closing: bool,
+}
+
+/// The forwardings in ports `block * 100 ..= block * 100 + 99` of a gateway.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct GatewayBlock {
+    /// The version of this record's form.
+    pub version: u32,
+    /// The cluster that it belongs to.
+    pub cluster: String,
+    /// The gateway's internal address.
+    pub gateway: String,
+    /// Which block.
+    pub block: u16,
+    /// What is in it.
+    pub forwardings: Vec<Forwarding>,
+}
+
+impl GatewayBlock {
+    /// An empty block.
+    pub fn new(cluster: &str, gateway: &str, block: u16) -> Self {
+        Self { version: GRANT_VERSION, cluster: cluster.into(), gateway: gateway.into(), block, forwardings: Vec::new() }
+    }
+
+    /// The external ports that a block covers.
+    pub fn range(block: u16) -> PortRange {
+        PortRange { lo: block * BLOCK, hi: (block * BLOCK).saturating_add(BLOCK - 1) }
+    }
+
+    /// Adds a grant's forwardings that lie in this block.
+    pub fn add(&mut self, grant: &Grant) {
+        let ours = grant.spans.iter().filter(|span| span.block() == self.block);
+        self.forwardings.extend(ours.map(|&span| Forwarding {
+            job: grant.job,
+            span,
+            target: grant.target.clone(),
+            closing: false,
+        }));
+    }
+
+    /// Marks a job's forwardings as to be removed.
+    pub fn close(&mut self, job: u64) {
+        self.forwardings.iter_mut().filter(|f| f.job == job).for_each(|f| f.closing = true);
+    }
+
+    /// Forgets a job's forwardings: their ports are free.
+    pub fn remove(&mut self, job: u64) {
+        self.forwardings.retain(|f| f.job != job);
+    }
+
+    /// The external ports that are taken.
+    pub fn taken(&self) -> impl Iterator<Item = u16> + '_ {
+        self.forwardings.iter().flat_map(|f| f.span.external_range().ports())
+    }
+}
+
+/// The internal ports that jobs have on some nodes: for each node, ranges with their jobs.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct NodeBucket {
+    /// The version of this record's form.
+    pub version: u32,
+    /// The cluster that it belongs to.
+    pub cluster: String,
+    /// Which bucket.
+    pub bucket: u16,
+    /// Node → what is taken there.
+    pub nodes: BTreeMap<String, Vec<NodePorts>>,
+}
+
+/// Ports that one job has on one node.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NodePorts {
+    /// The job.
+    pub job: u64,
+    /// The ports.
+    pub ports: PortRange,
+}
+
+impl NodeBucket {
+    /// An empty bucket.
+    pub fn new(cluster: &str, bucket: u16) -> Self {
+        Self { version: GRANT_VERSION, cluster: cluster.into(), bucket, nodes: BTreeMap::new() }
+    }
+
+    /// Adds a grant's ports on those of its nodes that belong to this bucket.
+    pub fn add(&mut self, grant: &Grant) {
+        for node in grant.nodes.iter().filter(|node| bucket(node) == self.bucket) {
+            let ports = grant.spans.iter().map(|span| NodePorts { job: grant.job, ports: span.internal_range() });
+            self.nodes.entry(node.clone()).or_default().extend(ports);
+        }
+    }
+
+    /// Forgets a job's ports.
+    pub fn remove(&mut self, job: u64) {
+        self.nodes.values_mut().for_each(|taken| taken.retain(|ports| ports.job != job));
+        self.nodes.retain(|_, taken| !taken.is_empty());
+    }
+
+    /// Adds to `set` the ports that are taken on any of `nodes`.
+    pub fn taken(&self, nodes: &[String], set: &mut PortSet) {
+        for taken in nodes.iter().filter_map(|node| self.nodes.get(node)).flatten() {
+            set.insert_range(taken.ports);
+        }
+    }
+}
+
+/// How many ports a gateway forwards, for the choice of the least loaded.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct GatewayLoad {
+    /// The version of this record's form.
+    pub version: u32,
+    /// The cluster that it belongs to.
+    pub cluster: String,
+    /// The gateway's internal address.
+    pub gateway: String,
+    /// Ports that are taken on it.
+    pub ports: u32,
+}
+
+/// The bucket of a node: any fixed function will do (this is FNV-1a), as long as all versions agree.
+pub fn bucket(node: &str) -> u16 {
+    let hash = node.bytes().fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3));
+    u16::try_from(hash % u64::from(BUCKETS)).unwrap_or(0)
+}
+
+/// The buckets of several nodes.
+pub fn buckets(nodes: &[String]) -> BTreeSet<u16> {
+    nodes.iter().map(|node| bucket(node)).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn grant() -> Grant {
+        Grant {
+            version: GRANT_VERSION,
+            cluster: "default".into(),
+            job: 17,
+            run: 0,
+            nonce: "00".into(),
+            state: GrantState::Claimed,
+            confirmed: false,
+            gateway: "10.0.0.1".into(),
+            external_ip: "203.0.113.1".into(),
+            nodes: vec!["c0".into(), "c1".into()],
+            target: "c0-ib0".into(),
+            spans: vec![Span { external: 50099, internal: 50099, count: 1 }, Span { external: 50100, internal: 50100, count: 2 }],
+            granted_at: Timestamp::UNIX_EPOCH,
+        }
+    }
+
+    #[test]
+    fn a_block_takes_its_own_spans_and_frees_them_when_the_job_is_removed() {
+        let mut block = GatewayBlock::new("default", "10.0.0.1", 501);
+        block.add(&grant());
+        assert_eq!(block.taken().collect::<Vec<_>>(), [50100, 50101]);
+        block.close(17);
+        assert_eq!(block.taken().count(), 2, "a closing forwarding still takes its ports");
+        block.remove(17);
+        assert_eq!(block.taken().count(), 0);
+    }
+
+    #[test]
+    fn a_bucket_knows_what_is_taken_on_which_node() {
+        let mut ports = NodeBucket::new("default", bucket("c0"));
+        ports.add(&grant());
+        let taken = |node: &str, ports: &NodeBucket| {
+            let mut set = PortSet::default();
+            ports.taken(&[node.to_owned()], &mut set);
+            set.contains(50099) && set.contains(50101)
+        };
+        assert!(taken("c0", &ports));
+        assert!(!taken("c9", &ports));
+        ports.remove(17);
+        assert!(!taken("c0", &ports) && ports.nodes.is_empty());
+    }
+
+    #[test]
+    fn services_are_in_the_order_of_the_ports() {
+        assert_eq!(grant().services().iter().map(|s| s.external_port).collect::<Vec<_>>(), [50099, 50100, 50101]);
+    }
+
+    #[test]
+    fn the_bucket_of_a_node_never_changes() {
+        assert_eq!((bucket("c0"), bucket("c1"), bucket("node001")), (31, 16, 35), "stored ledgers depend on it");
+        assert!((0..10_000).map(|i| bucket(&format!("n{i}"))).all(|b| b < BUCKETS));
+    }
+}

@@ -1,0 +1,259 @@
+//! Ports: sets, ranges, and the choice of ports for a job. Pure; what is taken and what listens is told by the caller.
+
+use serde::{Deserialize, Serialize};
+use std::fmt;
+
+/// Forwardings are kept and installed in blocks of this many external ports: a gateway's rules are two levels of
+/// chains, one chain per block, so that a change rewrites one short chain and a new connection passes few rules.
+pub const BLOCK: u16 = 100;
+
+/// Ports `lo..=hi`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct PortRange {
+    /// The first port.
+    pub lo: u16,
+    /// The last port.
+    pub hi: u16,
+}
+
+impl PortRange {
+    /// All ports of the range.
+    pub fn ports(self) -> impl Iterator<Item = u16> {
+        self.lo..=self.hi
+    }
+
+    /// How many ports it holds.
+    pub fn len(self) -> usize {
+        usize::from(self.hi.saturating_sub(self.lo)) + usize::from(self.lo <= self.hi)
+    }
+
+    /// Whether it holds none.
+    pub fn is_empty(self) -> bool {
+        self.lo > self.hi
+    }
+
+    /// Whether `port` is in it.
+    pub fn contains(self, port: u16) -> bool {
+        (self.lo..=self.hi).contains(&port)
+    }
+}
+
+impl fmt::Display for PortRange {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.lo == self.hi { write!(f, "{}", self.lo) } else { write!(f, "{}-{}", self.lo, self.hi) }
+    }
+}
+
+/// `count` neighbouring external ports forwarded to as many neighbouring internal ones; never across a block's border.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct Span {
+    /// The first external port.
+    pub external: u16,
+    /// The first internal port.
+    pub internal: u16,
+    /// How many.
+    pub count: u16,
+}
+
+impl Span {
+    /// The block of external ports that it lies in.
+    pub fn block(self) -> u16 {
+        self.external / BLOCK
+    }
+
+    /// The external ports.
+    pub fn external_range(self) -> PortRange {
+        PortRange { lo: self.external, hi: self.external + (self.count.saturating_sub(1)) }
+    }
+
+    /// The internal ports.
+    pub fn internal_range(self) -> PortRange {
+        PortRange { lo: self.internal, hi: self.internal + (self.count.saturating_sub(1)) }
+    }
+
+    /// `(internal, external)`, one by one.
+    pub fn pairs(self) -> impl Iterator<Item = (u16, u16)> {
+        self.internal_range().ports().zip(self.external_range().ports())
+    }
+}
+
+/// A set of port numbers, as a bit for each.
+#[derive(Clone)]
+pub struct PortSet(Box<[u64; 1024]>);
+
+impl Default for PortSet {
+    fn default() -> Self {
+        Self(Box::new([0; 1024]))
+    }
+}
+
+impl fmt::Debug for PortSet {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "PortSet({:?})", (0..=u16::MAX).filter(|&p| self.contains(p)).collect::<Vec<_>>())
+    }
+}
+
+impl PortSet {
+    /// Adds a port.
+    pub fn insert(&mut self, port: u16) {
+        self.0[usize::from(port / 64)] |= 1 << (port % 64);
+    }
+
+    /// Adds a range.
+    pub fn insert_range(&mut self, range: PortRange) {
+        range.ports().for_each(|port| self.insert(port));
+    }
+
+    /// Whether the port is in it.
+    pub fn contains(&self, port: u16) -> bool {
+        self.0[usize::from(port / 64)] & (1 << (port % 64)) != 0
+    }
+}
+
+impl Extend<u16> for PortSet {
+    fn extend<T: IntoIterator<Item = u16>>(&mut self, ports: T) {
+        ports.into_iter().for_each(|port| self.insert(port));
+    }
+}
+
+/// How external ports follow from internal ones.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Numbering {
+    /// The same number on both sides: a whole range is one rule.
+    Same,
+    /// The gateway listens on the very machine that the application listens on, so that both sides need ports of their
+    /// own: the lower half of the range for applications, the upper half for the gateway.
+    Halves,
+}
+
+/// The range that ports are chosen from, and how the two sides' numbers go together.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Plan {
+    /// Ports that were set aside for us, on gateways and nodes alike.
+    pub range: PortRange,
+    /// How external ports follow from internal ones.
+    pub numbering: Numbering,
+}
+
+impl Plan {
+    /// The ports that applications listen on.
+    pub fn internal(self) -> PortRange {
+        match self.numbering {
+            Numbering::Same => self.range,
+            Numbering::Halves => PortRange { lo: self.range.lo, hi: self.range.lo + self.offset() - 1 },
+        }
+    }
+
+    fn offset(self) -> u16 {
+        match self.numbering {
+            Numbering::Same => 0,
+            Numbering::Halves => u16::try_from(self.range.len() / 2).unwrap_or(u16::MAX / 2).max(1),
+        }
+    }
+
+    /// The external port that goes with an internal one.
+    pub fn external(self, internal: u16) -> u16 {
+        internal.saturating_add(self.offset())
+    }
+
+    /// The blocks of external ports that internal ports `window` need.
+    pub fn blocks(self, window: PortRange) -> std::ops::RangeInclusive<u16> {
+        self.external(window.lo) / BLOCK..=self.external(window.hi) / BLOCK
+    }
+}
+
+/// Up to `want` internal ports of `window` that are not taken: the first run of neighbours that is long enough, else
+/// as many single ones as there are.
+pub fn candidates(window: PortRange, want: usize, taken: impl Fn(u16) -> bool) -> Vec<u16> {
+    let mut run = Vec::new();
+    for port in window.ports() {
+        if taken(port) {
+            run.clear();
+            continue;
+        }
+        run.push(port);
+        if run.len() == want {
+            return run;
+        }
+    }
+    window.ports().filter(|&port| !taken(port)).take(want).collect()
+}
+
+/// `count` of `free` (ascending), as few runs of neighbours as a simple look finds: the first run that is long enough, else
+/// the first ports.
+pub fn choose(free: &[u16], count: usize) -> Option<Vec<u16>> {
+    let whole = |run: &&[u16]| usize::from(run[count - 1] - run[0]) == count - 1;
+    if count == 0 || free.len() < count {
+        return None;
+    }
+    Some(free.windows(count).find(whole).unwrap_or(&free[..count]).to_vec())
+}
+
+/// Internal ports (ascending) as spans; a span never leaves its block of external ports.
+pub fn spans(internal: &[u16], plan: Plan) -> Vec<Span> {
+    let mut spans: Vec<Span> = Vec::new();
+    for &port in internal {
+        let external = plan.external(port);
+        match spans.last_mut() {
+            Some(last) if last.internal + last.count == port && external / BLOCK == last.block() => last.count += 1,
+            _ => spans.push(Span { external, internal: port, count: 1 }),
+        }
+    }
+    spans
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    const PLAN: Plan = Plan { range: PortRange { lo: 50000, hi: 60000 }, numbering: Numbering::Same };
+
+    #[test]
+    fn a_run_of_neighbours_is_preferred_and_single_ports_are_better_than_none() {
+        let window = PortRange { lo: 10, hi: 19 };
+        assert_eq!(candidates(window, 3, |_| false), [10, 11, 12]);
+        assert_eq!(candidates(window, 3, |p| p == 11), [12, 13, 14]);
+        assert_eq!(candidates(window, 3, |p| p % 2 == 0), [11, 13, 15]);
+        assert_eq!(candidates(window, 3, |p| p != 19), [19]);
+    }
+
+    #[test]
+    fn what_is_free_is_chosen_in_one_run_where_possible() {
+        assert_eq!(choose(&[1, 3, 4, 5, 9], 3).unwrap(), [3, 4, 5]);
+        assert_eq!(choose(&[1, 3, 5], 2).unwrap(), [1, 3]);
+        assert_eq!(choose(&[1], 2), None);
+    }
+
+    #[test]
+    fn spans_break_at_gaps_and_at_block_borders() {
+        let span = |external, count| Span { external, internal: external, count };
+        assert_eq!(spans(&[50098, 50099, 50100, 50103], PLAN), [span(50098, 2), span(50100, 1), span(50103, 1)]);
+    }
+
+    #[test]
+    fn halves_never_overlap() {
+        for hi in 1..40u16 {
+            let plan = Plan { range: PortRange { lo: 100, hi: 100 + hi }, numbering: Numbering::Halves };
+            let last = plan.internal().hi;
+            assert!(last < plan.external(plan.internal().lo), "{plan:?}");
+            assert!(plan.external(last) <= plan.range.hi, "{plan:?}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn spans_hold_exactly_the_ports_they_were_made_of(mut ports in proptest::collection::btree_set(50000u16..=60000, 1..200), halves: bool) {
+            let plan = Plan { numbering: if halves { Numbering::Halves } else { Numbering::Same }, ..PLAN };
+            ports.retain(|&p| plan.internal().contains(p));
+            let ports: Vec<u16> = ports.into_iter().collect();
+            let spans = spans(&ports, plan);
+            let back: Vec<u16> = spans.iter().flat_map(|s| s.pairs().map(|(i, _)| i)).collect();
+            prop_assert_eq!(back, ports);
+            for span in spans {
+                prop_assert_eq!(span.external_range().hi / BLOCK, span.block());
+                prop_assert!(span.pairs().all(|(i, e)| e == plan.external(i)));
+            }
+        }
+    }
+}

@@ -1,0 +1,41 @@
+//! The door to the scheduler: Slurm over ssh ([`slurm`]), or processes on this machine ([`local`]).
+
+pub mod local;
+pub mod slurm;
+
+use crate::domain::{job::Seen, user::User};
+use crate::error::Result;
+
+/// One batch job to be submitted.
+#[derive(Clone, Copy)]
+pub struct Submission<'a> {
+    /// The job's name in the scheduler; unique, so that a submission whose answer was lost can be looked for.
+    pub name: &'a str,
+    /// The owner.
+    pub user: &'a User,
+    /// The folder that the job runs in.
+    pub folder: &'a str,
+    /// The file in that folder that takes its output.
+    pub log: &'a str,
+    /// The batch script. It holds a token: it goes by standard input, never into an argument or a file of ours.
+    pub script: &'a str,
+}
+
+/// What the verbs ask of a scheduler.
+pub trait Scheduler: Send + Sync {
+    /// Submits a job and returns the scheduler's id.
+    ///
+    /// Errors: `Unavailable` when nobody took it and nothing happened, `BadGateway` when the scheduler refused it,
+    /// `Unknown` when it may or may not have been taken: then it must be looked for by its name before anything else.
+    fn submit(&self, submission: &Submission) -> Result<String>;
+
+    /// Ends a job. Fine if it has ended already.
+    fn cancel(&self, user: &str, scheduler_job_id: &str) -> Result<()>;
+
+    /// What the scheduler shows of the jobs with these names: one question, however many they are. A job that is not in the
+    /// answer is not known to the scheduler (any more). An error says nothing about any job.
+    fn list(&self, names: &[String]) -> Result<Vec<Seen>>;
+
+    /// The account behind a name or a number that [`crate::domain::user::check_user_name`] has passed, if there is one.
+    fn user(&self, name: &str) -> Result<Option<User>>;
+}
