@@ -120,7 +120,11 @@ bed_exec() {
     words+=(--pdeathsig KILL)
   fi
   if [[ -n $user ]]; then
-    directory=$BED_MOUNT/home/$user
+    directory=$(awk -F: -v user="$user" '$1 == user { print $6 }' "$BED_DIR/etc/passwd")
+    if [[ -z $directory ]]; then
+      complain "no user '$user' in the bed"
+      exit 2
+    fi
     words+=(--reuid "$user" --regid "$user" --init-groups)
     words+=(env "HOME=$directory" "USER=$user" "LOGNAME=$user" SHELL=/bin/bash)
   fi

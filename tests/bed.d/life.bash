@@ -149,9 +149,6 @@ bed_status() {
   printf '%-8s %-14s %-14s %-14s %s\n' host inside ib outside daemons
   for host in $(all_hosts); do
     state=''
-    if ! init_of "$host" >/dev/null; then
-      state=DOWN failed=1
-    fi
     for daemon in $(daemons_of "$host"); do
       if daemon_lives "$host" "$daemon"; then
         state+=" $daemon"
@@ -159,6 +156,9 @@ bed_status() {
         state+=" $daemon:DEAD" failed=1
       fi
     done
+    if ! init_of "$host" >/dev/null; then
+      state=DOWN failed=1
+    fi
     line=$(addresses_of "$host")
     printf '%s %s\n' "$line" "${state# }"
   done

@@ -9,9 +9,10 @@ nets() {
 # Without these a client started outside the bed by mistake would talk to strangers at the bed's
 # addresses, over the machine's default route.
 guard_machine() {
-  local net
+  local net taken
   for net in $(nets); do
-    if [[ -n $(ip -4 route show root "$net" | grep -v '^unreachable') ]]; then
+    taken=$(ip -4 route show root "$net" | grep -v '^unreachable') || true
+    if [[ -n $taken ]]; then
       complain "$net is in use on this machine; choose other nets (BED_INSIDE, BED_IB, BED_OUTSIDE)"
       return 1
     fi
@@ -48,12 +49,19 @@ make_bridges() {
 	END
 }
 
+# Made from the address, so that neighbours need not forget the old one when a host comes back.
+mac_of() {
+  local octets
+  IFS=. read -r -a octets <<<"$1"
+  printf '02:bd:%02x:%02x:%02x:%02x' "${octets[@]}"
+}
+
 connect_host() {
   local host=$1 pid net interface address
   pid=$(init_of "$host")
   # `ip` looks for the number in the process numbers of the machine, where `switch` lives.
   while read -r net interface address; do
-    echo "link add $host-$interface type veth peer name $interface netns $pid"
+    echo "link add $host-$interface type veth peer name $interface address $(mac_of "$address") netns $pid"
     echo "link set $host-$interface master $net up"
   done < <(links_of "$host") | in_switch ip -batch -
   while read -r net interface address; do
