@@ -1,8 +1,8 @@
 //! What keyhole answers.
 
-use crate::lines::{Lines, ParseError, decimal};
+use crate::lines::{Lines, ParseError};
 use crate::nonce::Nonce;
-use crate::{MAX_PORTS, body};
+use crate::{MAX_PORTS, body, decimal};
 use alloc::string::String;
 use alloc::vec::Vec;
 
@@ -38,7 +38,7 @@ impl Grant {
         body::nonce_line(&mut text, self.nonce);
         for port in &self.ports {
             text.push_str("port ");
-            body::push_decimal(&mut text, port.internal.into());
+            decimal::push(&mut text, port.internal.into());
             text.push(' ');
             body::number_line(&mut text, &port.gateway, port.external.into());
         }
@@ -86,7 +86,7 @@ impl GrantedPort {
 }
 
 fn port_number(text: &str) -> Option<u16> {
-    let number = decimal(text, u16::MAX.into())?;
+    let number = decimal::parse(text, u16::MAX.into())?;
     (number > 0).then_some(number as u16)
 }
 

@@ -77,6 +77,7 @@
 extern crate alloc;
 
 mod body;
+pub mod decimal;
 mod grant;
 mod hex;
 mod lines;
@@ -86,7 +87,6 @@ mod request;
 mod signature;
 mod token;
 
-pub use body::push_decimal;
 pub use grant::{Grant, GrantedPort};
 pub use lines::ParseError;
 pub use nonce::{Nonce, NonceError};

@@ -2,7 +2,7 @@
 
 use crate::body::VERSION_LINE;
 use crate::nonce::Nonce;
-use crate::{MAX_BODY, hex};
+use crate::{MAX_BODY, decimal, hex};
 use core::fmt;
 
 /// Why a body was refused: the line (counted from 1) and what should have been there.
@@ -79,7 +79,7 @@ impl<'a> Lines<'a> {
     /// The number behind `word`, at most `max`.
     pub(crate) fn number(&mut self, word: &str, max: u64, what: &'static str) -> Result<u64, ParseError> {
         let value = self.value(word, what)?;
-        decimal(value, max).ok_or_else(|| self.error(what))
+        decimal::parse(value, max).ok_or_else(|| self.error(what))
     }
 
     pub(crate) fn job(&mut self) -> Result<u64, ParseError> {
@@ -102,42 +102,5 @@ impl<'a> Lines<'a> {
             return Ok(());
         }
         Err(ParseError { line: self.line + 1, what: "expected the end" })
-    }
-}
-
-/// A decimal number without sign or leading zeros, at most `max`.
-pub(crate) fn decimal(text: &str, max: u64) -> Option<u64> {
-    if text.is_empty() || (text.len() > 1 && text.starts_with('0')) {
-        return None;
-    }
-    let mut number: u64 = 0;
-    for letter in text.bytes() {
-        let digit = letter.wrapping_sub(b'0');
-        if digit > 9 {
-            return None;
-        }
-        number = number.checked_mul(10)?.checked_add(digit.into())?;
-    }
-    (number <= max).then_some(number)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_decimal_has_one_spelling() {
-        for (text, number) in [("0", 0), ("7", 7), ("10", 10), ("18446744073709551615", u64::MAX)] {
-            assert_eq!(decimal(text, u64::MAX), Some(number), "{text:?}");
-        }
-        for text in ["", "00", "01", "+1", "-1", " 1", "1 ", "1\r", "1_0", "0x1", "٣", "18446744073709551616"] {
-            assert_eq!(decimal(text, u64::MAX), None, "{text:?}");
-        }
-    }
-
-    #[test]
-    fn a_decimal_above_the_bound_is_refused() {
-        assert_eq!(decimal("1000", 1000), Some(1000));
-        assert_eq!(decimal("1001", 1000), None);
     }
 }

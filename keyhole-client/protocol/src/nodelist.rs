@@ -195,7 +195,7 @@ fn push_member(name: &mut String, ranges: &[Range], mut index: usize) {
 
 fn push_padded(name: &mut String, number: u64, width: usize) {
     let mut digits = String::new();
-    crate::push_decimal(&mut digits, number);
+    crate::decimal::push(&mut digits, number);
     for _ in digits.len()..width {
         name.push('0');
     }
