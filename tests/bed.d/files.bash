@@ -7,8 +7,9 @@ write_files() {
   local host
   mkdir -p "$BED_DIR"/{run,log,home,service,ssh,slurm/state,munge/run,etcd,tmp}
   for host in $(all_hosts); do
-    mkdir -p "$BED_DIR/slurm/spool/$host" "$BED_DIR/tmp/$host"
-    chmod 1777 "$BED_DIR/tmp/$host"
+    # A machine makes the folder of X's sockets at boot: the first user of X would own it otherwise.
+    mkdir -p "$BED_DIR/slurm/spool/$host" "$BED_DIR/tmp/$host/.X11-unix"
+    chmod 1777 "$BED_DIR/tmp/$host" "$BED_DIR/tmp/$host/.X11-unix"
   done
   chmod 755 "$BED_DIR" "$BED_DIR"/{run,log,home,service,slurm,tmp}
   chmod 700 "$BED_DIR"/{ssh,etcd}
