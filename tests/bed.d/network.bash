@@ -91,7 +91,7 @@ make_gateway() {
 	:SITE-FIREWALL - [0:0]
 	-A INPUT -m conntrack --ctstate RELATED,ESTABLISHED -m comment --comment "site: known sessions" -j ACCEPT
 	-A INPUT -i pub0 -j SITE-FIREWALL
-	-A FORWARD -s $BED_INSIDE.0/24 -d 198.51.100.0/24 -m comment --comment "site: licence servers" -j ACCEPT
+	-A FORWARD -s $BED_INSIDE.0/24 -d 172.31.255.0/24 -m comment --comment "site: licence servers" -j ACCEPT
 	-A SITE-FIREWALL -p tcp -m tcp --dport 25 -m comment --comment "site: no mail, \"ever\"" -j REJECT
 	COMMIT
 	*nat
@@ -101,7 +101,7 @@ make_gateway() {
 	:POSTROUTING ACCEPT [0:0]
 	:SITE-NAT - [0:0]
 	-A PREROUTING -j SITE-NAT
-	-A POSTROUTING -s $BED_INSIDE.0/24 -d 198.51.100.0/24 -m comment --comment "site: licence servers" -j MASQUERADE
+	-A POSTROUTING -s $BED_INSIDE.0/24 -d 172.31.255.0/24 -m comment --comment "site: licence servers" -j MASQUERADE
 	-A SITE-NAT -p tcp -m tcp -m addrtype --dst-type LOCAL --dport 8022 -m comment --comment "site: login node" -j DNAT --to-destination $BED_INSIDE.2:22
 	COMMIT
 	END
