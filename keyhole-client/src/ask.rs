@@ -8,6 +8,7 @@ use crate::http::{Answer, Message, Trouble, exchange};
 use crate::problem;
 use crate::transport::Transport;
 use alloc::string::String;
+use alloc::vec::Vec;
 use keyhole_protocol::{CONFIRM_PATH, Grant, PORTS_PATH, Purpose, decimal, sign, verify};
 
 /// All in milliseconds.
@@ -25,6 +26,7 @@ pub fn ask<T: Transport>(transport: &mut T, errand: &Errand, dice: &mut Dice) ->
     let mut asking = Asking {
         deadline: transport.now().saturating_add(errand.patience),
         signature: sign(&errand.token, Purpose::Request, errand.request.as_bytes()),
+        buffer: Vec::new(),
         transport,
         errand,
     };
@@ -65,6 +67,8 @@ struct Asking<'a, T> {
     transport: &'a mut T,
     errand: &'a Errand,
     signature: String,
+    /// Serves all attempts.
+    buffer: Vec<u8>,
     deadline: u64,
 }
 
@@ -74,10 +78,10 @@ impl<T: Transport> Asking<'_, T> {
     }
 
     fn attempt(&mut self, server: &Server) -> Attempt {
-        let errand = self.errand;
+        let Asking { errand, deadline, .. } = *self;
         let message = Message { host: &server.text, path: PORTS_PATH, signature: &self.signature, body: &errand.request };
-        let result = talk(self.transport, server, &message, CONNECT_TIME, ANSWER_TIME, self.deadline);
-        match result {
+        let call = Call { server, message, connect_time: CONNECT_TIME, answer_time: ANSWER_TIME, deadline };
+        match call.perform(self.transport, &mut self.buffer) {
             Ok(answer) => judge(errand, server, &answer),
             Err(trouble) => Attempt::Failed(trouble),
         }
@@ -89,7 +93,8 @@ impl<T: Transport> Asking<'_, T> {
         let signature = sign(&self.errand.token, Purpose::Confirm, body.as_bytes());
         let message = Message { host: &server.text, path: CONFIRM_PATH, signature: &signature, body };
         let deadline = self.transport.now() + CONFIRM_TIME;
-        let _ = talk(self.transport, server, &message, CONFIRM_TIME, CONFIRM_TIME, deadline);
+        let call = Call { server, message, connect_time: CONFIRM_TIME, answer_time: CONFIRM_TIME, deadline };
+        let _ = call.perform(self.transport, &mut self.buffer);
     }
 
     fn give_up(&self, last: Option<(&Server, Trouble)>) -> Failure {
@@ -111,27 +116,31 @@ impl<T: Transport> Asking<'_, T> {
 }
 
 /// One connection, one exchange.
-fn talk<T: Transport>(
-    transport: &mut T,
-    server: &Server,
-    message: &Message<'_>,
+struct Call<'a> {
+    server: &'a Server,
+    message: Message<'a>,
     connect_time: u64,
     answer_time: u64,
+    /// Of both together.
     deadline: u64,
-) -> Result<Answer, Trouble> {
-    let connected = transport.connect(server.address, deadline.min(transport.now() + connect_time));
-    let result = match connected {
-        Ok(()) => {
-            let deadline = deadline.min(transport.now() + answer_time);
-            exchange(transport, message, deadline)
-        }
-        Err(fault) => Err(Trouble::Fault(fault)),
-    };
-    transport.disconnect();
-    result
 }
 
-fn judge(errand: &Errand, server: &Server, answer: &Answer) -> Attempt {
+impl Call<'_> {
+    fn perform<'b>(&self, transport: &mut impl Transport, buffer: &'b mut Vec<u8>) -> Result<Answer<'b>, Trouble> {
+        let connect_deadline = self.deadline.min(transport.now() + self.connect_time);
+        let result = match transport.connect(self.server.address, connect_deadline) {
+            Ok(()) => {
+                let answer_deadline = self.deadline.min(transport.now() + self.answer_time);
+                exchange(transport, &self.message, buffer, answer_deadline)
+            }
+            Err(fault) => Err(Trouble::Fault(fault)),
+        };
+        transport.disconnect();
+        result
+    }
+}
+
+fn judge(errand: &Errand, server: &Server, answer: &Answer<'_>) -> Attempt {
     match answer.status {
         200 => match granted(errand, answer) {
             Ok(grant) => Attempt::Granted(grant),
@@ -142,12 +151,12 @@ fn judge(errand: &Errand, server: &Server, answer: &Answer) -> Attempt {
     }
 }
 
-fn granted(errand: &Errand, answer: &Answer) -> Result<Grant, Trouble> {
-    let signature = answer.signature.as_deref().unwrap_or_default();
+fn granted(errand: &Errand, answer: &Answer<'_>) -> Result<Grant, Trouble> {
+    let signature = answer.signature.unwrap_or_default();
     if !verify(&errand.token, Purpose::Grant, answer.body.as_bytes(), signature) {
         return Err(Trouble::BadAnswer("the answer is not signed with the job's token"));
     }
-    let grant = Grant::parse(&answer.body).map_err(Trouble::BadBody)?;
+    let grant = Grant::parse(answer.body).map_err(Trouble::BadBody)?;
     if grant.nonce != errand.nonce {
         return Err(Trouble::BadAnswer("the answer is to another request"));
     }
@@ -157,10 +166,10 @@ fn granted(errand: &Errand, answer: &Answer) -> Result<Grant, Trouble> {
     Ok(grant)
 }
 
-fn refused(server: &Server, answer: &Answer) -> Failure {
+fn refused(server: &Server, answer: &Answer<'_>) -> Failure {
     let mut status = String::new();
     decimal::push(&mut status, answer.status.into());
-    let detail = problem::detail(&answer.body);
+    let detail = problem::detail(answer.body);
     let reason = detail.as_deref().unwrap_or("it gave no reason");
     Failure::new(Exit::Refused, &["keyhole at ", &server.text, " refused the request (", &status, "): ", reason])
 }

@@ -65,35 +65,48 @@ pub struct Message<'a> {
 }
 
 /// What came back.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Answer {
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Answer<'a> {
     /// From 100 to 999.
     pub status: u16,
     /// The header's value, if there is one.
-    pub signature: Option<String>,
+    pub signature: Option<&'a str>,
     /// As long as announced.
-    pub body: String,
+    pub body: &'a str,
 }
 
-/// Sends the message over the open connection and waits for its answer.
+/// Sends the message over the open connection and waits for its answer, which is then in the buffer.
 ///
 /// # Errors
 /// When the connection fails, or time is up, or the answer breaks the rules.
-pub fn exchange(transport: &mut impl Transport, message: &Message<'_>, deadline: u64) -> Result<Answer, Trouble> {
-    let bytes = message.bytes();
-    let mut rest = bytes.as_bytes();
-    while !rest.is_empty() {
-        let sent = transport.send(rest, deadline)?;
-        rest = rest.get(sent..).unwrap_or_default();
+pub fn exchange<'a>(
+    transport: &mut impl Transport,
+    message: &Message<'_>,
+    buffer: &'a mut Vec<u8>,
+    deadline: u64,
+) -> Result<Answer<'a>, Trouble> {
+    buffer.clear();
+    message.push_to(buffer);
+    send_all(transport, buffer, deadline)?;
+    buffer.clear();
+    let mut incoming = Incoming { transport, deadline, bytes: buffer };
+    let head_length = incoming.head()?;
+    incoming.body(head_length)
+}
+
+fn send_all(transport: &mut impl Transport, mut bytes: &[u8], deadline: u64) -> Result<(), Trouble> {
+    while !bytes.is_empty() {
+        let sent = transport.send(bytes, deadline)?;
+        bytes = bytes.get(sent..).unwrap_or_default();
     }
-    Incoming { transport, deadline, bytes: Vec::new() }.answer()
+    Ok(())
 }
 
 impl Message<'_> {
-    fn bytes(&self) -> String {
+    fn push_to(&self, bytes: &mut Vec<u8>) {
         let mut length = String::new();
         decimal::push(&mut length, self.body.len() as u64);
-        [
+        for part in [
             "POST ",
             self.path,
             " HTTP/1.1\r\nHost: ",
@@ -106,38 +119,22 @@ impl Message<'_> {
             self.signature,
             "\r\n\r\n",
             self.body,
-        ]
-        .concat()
+        ] {
+            bytes.extend_from_slice(part.as_bytes());
+        }
     }
 }
 
 /// An answer on its way, of which any part may be missing yet.
-struct Incoming<'a, T> {
-    transport: &'a mut T,
+struct Incoming<'a, 'b, T> {
+    transport: &'b mut T,
     deadline: u64,
-    bytes: Vec<u8>,
+    bytes: &'a mut Vec<u8>,
 }
 
-impl<T: Transport> Incoming<'_, T> {
-    fn answer(mut self) -> Result<Answer, Trouble> {
-        let head_length = self.head_length()?;
-        let head = self.bytes.get(..head_length).unwrap_or_default();
-        let head = Head::parse(head).map_err(Trouble::BadAnswer)?;
-        let end = head_length + head.body_length;
-        while self.bytes.len() < end {
-            self.receive()?;
-        }
-        match self.bytes.get(head_length..) {
-            Some(body) if self.bytes.len() == end => match str::from_utf8(body) {
-                Ok(body) => Ok(Answer { status: head.status, signature: head.signature, body: String::from(body) }),
-                Err(_) => Err(Trouble::BadAnswer("the answer is no text")),
-            },
-            _ => Err(Trouble::BadAnswer("the answer is longer than announced")),
-        }
-    }
-
+impl<'a, T: Transport> Incoming<'a, '_, T> {
     /// Waits for the empty line, and says where it ends.
-    fn head_length(&mut self) -> Result<usize, Trouble> {
+    fn head(&mut self) -> Result<usize, Trouble> {
         const END: &[u8] = b"\r\n\r\n";
         let mut searched = 0;
         loop {
@@ -153,6 +150,20 @@ impl<T: Transport> Incoming<'_, T> {
         }
     }
 
+    /// Waits for as many bytes as the head announces.
+    fn body(mut self, head_length: usize) -> Result<Answer<'a>, Trouble> {
+        let end = head_length + Head::parse(self.bytes, head_length)?.body_length;
+        while self.bytes.len() < end {
+            self.receive()?;
+        }
+        if self.bytes.len() > end {
+            return Err(Trouble::BadAnswer("the answer is longer than announced"));
+        }
+        let Head { status, signature, .. } = Head::parse(self.bytes, head_length)?;
+        let body = text(self.bytes.get(head_length..))?;
+        Ok(Answer { status, signature, body })
+    }
+
     fn receive(&mut self) -> Result<(), Trouble> {
         let mut buffer = [0; 4096];
         let count = self.transport.receive(&mut buffer, self.deadline)?;
@@ -164,16 +175,23 @@ impl<T: Transport> Incoming<'_, T> {
     }
 }
 
-struct Head {
+fn text(bytes: Option<&[u8]>) -> Result<&str, Trouble> {
+    str::from_utf8(bytes.unwrap_or_default()).map_err(|_| Trouble::BadAnswer("the answer is no text"))
+}
+
+struct Head<'a> {
     status: u16,
-    signature: Option<String>,
+    signature: Option<&'a str>,
     body_length: usize,
 }
 
-impl Head {
-    fn parse(bytes: &[u8]) -> Result<Self, &'static str> {
-        let text = str::from_utf8(bytes).map_err(|_| "the head of the answer is no text")?;
-        let mut lines = text.trim_end_matches("\r\n").split("\r\n");
+impl<'a> Head<'a> {
+    fn parse(bytes: &'a [u8], length: usize) -> Result<Self, Trouble> {
+        let head = text(bytes.get(..length))?;
+        Head::parse_lines(head.trim_ascii_end().split("\r\n")).map_err(Trouble::BadAnswer)
+    }
+
+    fn parse_lines(mut lines: impl Iterator<Item = &'a str>) -> Result<Self, &'static str> {
         let status = lines.next().and_then(status).ok_or("this is no HTTP/1.1 answer")?;
         let (mut length, mut signature) = (None, None);
         for line in lines {
@@ -190,7 +208,7 @@ impl Head {
         }
         let length = length.and_then(|value| decimal::parse(value, MAX_BODY as u64));
         let body_length = length.ok_or("the answer has no good Content-Length")? as usize;
-        Ok(Head { status, signature: signature.map(String::from), body_length })
+        Ok(Head { status, signature, body_length })
     }
 }
 

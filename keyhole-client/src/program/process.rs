@@ -45,8 +45,12 @@ unsafe fn text(pointer: *const c_char) -> &'static str {
 
 /// Lets a write to a closed pipe fail, instead of ending the process without a word.
 pub fn ignore_closed_pipes() {
-    // SAFETY: no handler is installed.
-    unsafe { libc::signal(libc::SIGPIPE, libc::SIG_IGN) };
+    // The kernel's own structure, of which all is zero but its first word; musl's `signal` would bring its locks along.
+    let mut action = [0_usize; 8];
+    action[0] = libc::SIG_IGN;
+    let nothing = core::ptr::null_mut::<usize>();
+    // SAFETY: the structure is smaller than what is passed; no handler is installed.
+    unsafe { libc::syscall(libc::SYS_rt_sigaction, libc::SIGPIPE, action.as_ptr(), nothing, 8_usize) };
 }
 
 /// Writes all bytes, and says whether that worked.
