@@ -1,14 +1,14 @@
 //! The allocator: takes from one block and gives nothing back.
 //!
 //! The program runs once and briefly. What it needs is bounded: the names of at most 4096 nodes, one request, one
-//! answer, one text to print, a few times over for growth; attempts share their buffer. An allocator that frees would be a
+//! answer, one text to print: 4 MB for the largest job there can be. Attempts share their buffer. An allocator that frees would be a
 //! sixth of the program. Pages of the block that are never touched cost nothing.
 
 use core::alloc::{GlobalAlloc, Layout};
 use core::cell::UnsafeCell;
 use core::ptr;
 
-const SIZE: usize = 32 * 1024 * 1024;
+const SIZE: usize = 16 * 1024 * 1024;
 
 #[global_allocator]
 static BLOCK: Block = Block { used: UnsafeCell::new(0), bytes: UnsafeCell::new([0; SIZE]) };
