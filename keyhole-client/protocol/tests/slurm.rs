@@ -9,12 +9,18 @@ use proptest::collection::vec;
 use proptest::prelude::*;
 use proptest::strategy::ValueTree;
 use proptest::test_runner::TestRunner;
+use std::io::Write;
 use std::path::PathBuf;
 use std::process::{Command, Output};
-use std::{env, fs};
+use std::{env, fs, io};
 
 const LISTS: usize = 3000;
 const BROKEN_LISTS: usize = 1000;
+
+/// Says it on standard error itself, because `eprintln!` is not shown for tests that pass.
+fn say(message: &str) {
+    writeln!(io::stderr(), "{message}").expect("standard error");
+}
 
 struct Slurm {
     configuration: PathBuf,
@@ -27,7 +33,7 @@ impl Slurm {
     fn find() -> Option<Slurm> {
         if let Err(error) = Command::new("scontrol").arg("--version").output() {
             assert_ne!(env::var("REQUIRE_SLURM").as_deref(), Ok("1"), "REQUIRE_SLURM=1, but scontrol: {error}");
-            eprintln!("NOT RUN: the comparison of node lists with Slurm, because scontrol is not here ({error})");
+            say(&format!("NOT RUN: the comparison of node lists with Slurm, because scontrol is not here ({error})"));
             return None;
         }
         let configuration = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join("slurm.conf");
@@ -116,9 +122,9 @@ fn node_lists_are_expanded_exactly_as_slurm_expands_them() {
             }
         }
     }
-    eprintln!("{compared} of {LISTS} node lists compared with Slurm");
+    say(&format!("{compared} of {LISTS} node lists compared with Slurm"));
     if !slurm.takes_suffixes {
-        eprintln!("NOT COMPARED: names with text behind the last bracket, because this Slurm does not know them");
+        say("NOT COMPARED: names with text behind the last bracket, because this Slurm does not know them");
     }
     assert!(compared > LISTS / 2, "only {compared} lists were compared");
 }

@@ -1,8 +1,8 @@
 //! The allocator: takes from one block and gives nothing back.
 //!
 //! The program runs once and briefly. What it needs is bounded: the names of at most 4096 nodes, one request, one
-//! answer, one text to print: 4 MB for the largest job there can be. Attempts share their buffer. An allocator that frees would be a
-//! sixth of the program. Pages of the block that are never touched cost nothing.
+//! answer and one text to print are 4 MB for the largest job there can be, and all attempts share their buffer. An
+//! allocator that frees would be a sixth of the program. Pages of the block that are never touched cost nothing.
 
 use core::alloc::{GlobalAlloc, Layout};
 use core::cell::UnsafeCell;

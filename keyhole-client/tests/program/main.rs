@@ -10,7 +10,7 @@ use std::process::{Command, Stdio};
 use std::sync::mpsc;
 use std::time::{Duration, Instant};
 use std::{env, thread};
-use support::{Ended, PROCESSORS, Server, TOKEN, folder, native, nobody, programs, run, segments};
+use support::{Ended, PROCESSORS, Server, TOKEN, folder, native, nobody, programs, run, say, segments};
 
 fn token() -> Token {
     Token::from_hex(TOKEN).expect("a token")
@@ -112,7 +112,7 @@ fn a_dead_server_is_passed_over() {
 #[test]
 fn a_server_may_have_an_address_of_the_newer_kind() {
     if std::net::TcpListener::bind("[::1]:0").is_err() {
-        eprintln!("NOT RUN: the client over IPv6, because this machine has no [::1]");
+        say("NOT RUN: the client over IPv6, because this machine has no [::1]");
         return;
     }
     for program in programs() {
@@ -258,7 +258,7 @@ fn the_programs_are_static_and_small() {
         assert!(!kinds.contains(&INTERPRETER) && !kinds.contains(&DYNAMIC), "{path:?} is static: {kinds:?}");
         let gzip = Command::new("gzip").arg("-9nc").arg(&path).output().expect("gzip runs");
         let base64 = gzip.stdout.len().div_ceil(3) * 4;
-        eprintln!("keyhole-client.{processor}: {base64} bytes of base64");
+        say(&format!("keyhole-client.{processor}: {base64} bytes of base64"));
         assert!(gzip.status.success() && gzip.stdout.len() > 1000, "gzip worked");
         assert!(base64 <= 64 * 1024, "keyhole-client.{processor} has {base64} bytes of base64, at most 65536 are allowed");
     }

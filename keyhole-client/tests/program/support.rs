@@ -5,10 +5,15 @@ use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::{Arc, Mutex, OnceLock};
-use std::{env, fs, thread};
+use std::{env, fs, io, thread};
 
 pub const PROCESSORS: [&str; 2] = ["x86_64", "aarch64"];
 pub const TOKEN: &str = "a5a5a5a5a5a5a5a5a5a5a5a5a5a5a5a5a5a5a5a5a5a5a5a5a5a5a5a5a5a5a5a5";
+
+/// Says it on standard error itself, because `eprintln!` is not shown for tests that pass.
+pub fn say(message: &str) {
+    writeln!(io::stderr(), "{message}").expect("standard error");
+}
 
 /// The folder with both programs: the one that `KEYHOLE_CLIENTS` names, else built now as they are shipped.
 pub fn folder() -> &'static Path {
@@ -80,7 +85,7 @@ fn emulator(processor: &str) -> Option<String> {
     let found = names.into_iter().find(|name| Command::new(name).arg("--version").output().is_ok());
     if found.is_none() {
         assert_ne!(env::var("REQUIRE_QEMU").as_deref(), Ok("1"), "REQUIRE_QEMU=1, but qemu-{processor}-static is not here");
-        eprintln!("NOT RUN: the client for {processor}, because qemu-{processor}-static is not here");
+        say(&format!("NOT RUN: the client for {processor}, because qemu-{processor}-static is not here"));
     }
     found
 }
