@@ -24,7 +24,7 @@ fn say(message: &str) {
 
 struct Slurm {
     configuration: PathBuf,
-    /// Whether this Slurm takes text behind the last bracket, as in `n[1-2]-ib`. Before 23.02 none did.
+    /// Whether this Slurm takes text behind the last bracket, as in `n[1-2]-ib`. Not all do (22.05 does not).
     takes_suffixes: bool,
 }
 
