@@ -1,3 +1,8 @@
-//! The program.
+//! The program `bwvisu-runner`; all of it is in the library.
 #![forbid(unsafe_code)]
-fn main() {}
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    bwvisu_runner::cli::main()
+}

@@ -4,10 +4,19 @@
 //! Every write is one atomic [`Change`], which names the versions that it was made from: what somebody else changed meanwhile
 //! is never overwritten, and a change may be repeated.
 
+mod claims;
 pub mod embedded;
 pub mod etcd;
+mod keys;
+mod limits;
 
-use crate::error::Result;
+pub use claims::{Ledger, Taken};
+
+use crate::domain::job::{Job, State};
+use crate::error::{Error, Result};
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
+use std::sync::{Mutex, PoisonError};
 
 /// A value, and the number of the change that wrote it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -51,3 +60,146 @@ pub trait Backend: Send + Sync {
 
 /// How long a lead lasts without being kept, in seconds: a crashed leader is replaced within this time and a cycle.
 pub const LEASE_SECONDS: u64 = 6;
+
+/// How often a change is made again after somebody else was faster. Each time somebody got on, so this is hardly ever reached.
+const ATTEMPTS: usize = 200;
+
+/// The verbs that the rest of the program uses.
+pub struct Store {
+    backend: Box<dyn Backend>,
+    /// Takes turns where threads of one program would only defeat each other's changes.
+    turns: Mutex<()>,
+}
+
+/// The next job id, for all clusters together.
+#[derive(Serialize, Deserialize)]
+struct Counter {
+    version: u32,
+    next: u64,
+}
+
+impl Store {
+    /// The verbs on `backend`.
+    pub fn new(backend: Box<dyn Backend>) -> Self {
+        Self { backend, turns: Mutex::new(()) }
+    }
+
+    /// Takes or keeps the lead of `role`; see [`Backend::lead`].
+    pub fn lead(&self, role: &str) -> Result<bool> {
+        self.backend.lead(role)
+    }
+
+    /// Gives up all leads.
+    pub fn resign(&self) {
+        self.backend.resign();
+    }
+
+    /// Whether the database answers.
+    pub fn check(&self) -> Result<()> {
+        self.backend.get(&[keys::COUNTER.to_owned()]).map(drop)
+    }
+
+    /// Writes down a new job, which `build` makes from its id.
+    pub fn create_job(&self, build: impl Fn(u64) -> Job) -> Result<Job> {
+        let _turn = self.turn();
+        self.repeat(|| {
+            let (counter, version) = self.read::<Counter>(keys::COUNTER)?;
+            let id = counter.map_or(1, |counter| counter.next);
+            let job = build(id);
+            let key = keys::job(&job.cluster, id);
+            let mut change = Change { expect: vec![(keys::COUNTER.into(), version), (key.clone(), 0)], ..Change::default() };
+            put(&mut change, keys::COUNTER, &Counter { version: 1, next: id + 1 })?;
+            put(&mut change, &key, &job)?;
+            Ok(self.backend.commit(&change)?.then_some(job))
+        })
+    }
+
+    /// A job of one of these clusters, finished or not.
+    pub fn job(&self, clusters: &[&str], id: u64) -> Result<Option<Job>> {
+        let keys: Vec<String> = clusters.iter().flat_map(|cluster| [keys::job(cluster, id), keys::finished(cluster, id)]).collect();
+        let found = self.backend.get(&keys)?.into_iter().zip(&keys).find_map(|(value, key)| value.map(|value| (value, key)));
+        found.map(|(value, key)| decode(key, &value.value)).transpose()
+    }
+
+    /// All jobs of a cluster that are not finished, by id.
+    pub fn active_jobs(&self, cluster: &str) -> Result<Vec<Job>> {
+        let mut jobs: Vec<Job> = self.scan(&keys::jobs(cluster))?;
+        jobs.sort_by_key(|job| job.id);
+        Ok(jobs)
+    }
+
+    /// Changes an unfinished job, however many others change it at the same time; `change` may be called repeatedly. Returns the job as it is
+    /// now, or nothing if there is no such unfinished job. A job that `change` has finished moves to the finished ones. Nothing is
+    /// written when nothing changes.
+    pub fn update_job(&self, cluster: &str, id: u64, change: impl Fn(&mut Job)) -> Result<Option<Job>> {
+        let key = keys::job(cluster, id);
+        self.repeat(|| {
+            let (Some(before), version) = self.read::<Job>(&key)? else { return Ok(Some(None)) };
+            let mut job = before.clone();
+            change(&mut job);
+            if job == before || self.backend.commit(&replacement(&key, version, &job)?)? { Ok(Some(Some(job))) } else { Ok(None) }
+        })
+    }
+
+    /// Removes the finished jobs of a cluster that ended before `before`; returns how many.
+    pub fn remove_finished(&self, cluster: &str, before: Timestamp) -> Result<usize> {
+        let old = self.scan::<Job>(&keys::all_finished(cluster))?.into_iter().filter(|job| job.finished_at.is_none_or(|at| at < before));
+        let keys: Vec<String> = old.map(|job| keys::finished(cluster, job.id)).collect();
+        for chunk in keys.chunks(100) {
+            self.backend.commit(&Change { delete: chunk.to_vec(), ..Change::default() })?;
+        }
+        Ok(keys.len())
+    }
+
+    fn turn(&self) -> std::sync::MutexGuard<'_, ()> {
+        self.turns.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Calls `attempt` until it has got its change in.
+    fn repeat<T>(&self, attempt: impl Fn() -> Result<Option<T>>) -> Result<T> {
+        for _ in 0..ATTEMPTS {
+            if let Some(done) = attempt()? {
+                return Ok(done);
+            }
+        }
+        Err(Error::unavailable("the database is too busy: others changed the same record again and again"))
+    }
+
+    fn read<T: DeserializeOwned>(&self, key: &str) -> Result<(Option<T>, u64)> {
+        match self.backend.get(&[key.to_owned()])?.pop().flatten() {
+            Some(found) => Ok((Some(decode(key, &found.value)?), found.version)),
+            None => Ok((None, 0)),
+        }
+    }
+
+    fn scan<T: DeserializeOwned>(&self, prefix: &str) -> Result<Vec<T>> {
+        self.backend.scan(prefix)?.iter().map(|(key, found)| decode(key, &found.value)).collect()
+    }
+}
+
+/// The change that writes `job` in place of version `version`, or moves it to the finished ones.
+fn replacement(key: &str, version: u64, job: &Job) -> Result<Change> {
+    let mut change = Change { expect: vec![(key.to_owned(), version)], ..Change::default() };
+    if job.state == State::Finished {
+        change.delete.push(key.to_owned());
+        put(&mut change, &keys::finished(&job.cluster, job.id), job)?;
+    } else {
+        put(&mut change, key, job)?;
+    }
+    Ok(change)
+}
+
+fn put<T: Serialize>(change: &mut Change, key: &str, value: &T) -> Result<()> {
+    let value = serde_json::to_vec(value).map_err(|e| Error::internal(format!("record {key} cannot be written: {e}")))?;
+    change.put.push((key.to_owned(), value));
+    Ok(())
+}
+
+fn decode<T: DeserializeOwned>(key: &str, value: &[u8]) -> Result<T> {
+    // Not the value itself: it may hold a token.
+    serde_json::from_slice(value).map_err(|e| Error::internal(format!("record {key} cannot be read: {e}")))
+}
+
+#[cfg(test)]
+#[path = "verbs_tests.rs"]
+mod tests;

@@ -1,0 +1,104 @@
+//! The command line: one module per group of commands.
+
+pub mod client;
+pub mod config;
+pub mod demo;
+pub mod hosts;
+pub mod logging;
+pub mod serve;
+pub mod template;
+
+use crate::app::Part;
+use clap::{Args, Parser, Subcommand};
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+/// Puts a person in front of an application that runs on a supercomputer.
+///
+/// A web front end asks the runner over REST for a job; the runner fills in a batch script template and submits it to Slurm as
+/// that user. When the job runs, its keyhole-client asks the keyhole service for ports, which are opened on a gateway; when the
+/// application listens, the job is "available", and users connect to the gateway.
+///
+/// Try it on this machine, with nothing installed:  bwvisu-runner demo
+#[derive(Parser)]
+#[command(name = "bwvisu-runner", version, max_term_width = 100, after_help = EXAMPLES)]
+pub struct Cli {
+    /// The configuration file; without it the first of $INSTALL_DIR/config.json, $INSTALL_DIR/../etc/config.json,
+    /// /etc/runner/config.json, /opt/runner/etc/config.json
+    #[arg(long, global = true, value_name = "FILE")]
+    config: Option<PathBuf>,
+    #[command(subcommand)]
+    command: Command,
+}
+
+const EXAMPLES: &str = "Examples:
+  bwvisu-runner config check                       is the configuration right?
+  bwvisu-runner hosts trust                        look at the nodes' host keys and accept them, once
+  bwvisu-runner serve                              run all four parts
+  bwvisu-runner serve --only keyhole,keyhole-watch run two of them; the others run elsewhere, on the same etcd
+  bwvisu-runner template check                     are all templates right?
+  bwvisu-runner submit --user alice --template template_vnc.txt expected_runtime_in_minutes=60 number_of_nodes=1 tasks_per_node=1
+  bwvisu-runner wait 17                            until users can connect to job 17";
+
+#[derive(Subcommand)]
+enum Command {
+    /// Run the service until SIGTERM or Ctrl-C
+    Serve(ServeArgs),
+    /// Run everything on this machine with embedded defaults, and show one job from submission to the user's connection
+    Demo(demo::DemoArgs),
+    /// Look at the configuration
+    #[command(subcommand)]
+    Config(config::ConfigCommand),
+    /// Look at the host keys of command and gateway nodes
+    #[command(subcommand)]
+    Hosts(hosts::HostsCommand),
+    /// Look at batch script templates
+    #[command(subcommand)]
+    Template(template::TemplateCommand),
+    /// Submit a job through the API
+    Submit(client::SubmitArgs),
+    /// List the jobs that are not finished
+    List(client::ApiArgs),
+    /// Show a job as the API shows it (JSON)
+    Show(client::JobArgs),
+    /// Cancel a job
+    Cancel(client::JobArgs),
+    /// Wait until users can connect to a job, or until it has finished
+    Wait(client::WaitArgs),
+    /// What the local scheduler starts for each job
+    #[command(hide = true)]
+    LocalJob {
+        /// The job's folder in the spool.
+        folder: PathBuf,
+    },
+}
+
+#[derive(Args)]
+struct ServeArgs {
+    /// Run only these parts: api, jobs-watch, keyhole, keyhole-watch
+    #[arg(long, value_delimiter = ',', value_name = "PART,…")]
+    only: Vec<Part>,
+}
+
+/// Runs what the command line says.
+pub fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let named = cli.config.as_deref();
+    let result = match cli.command {
+        Command::Serve(args) => serve::serve(named, &args.only),
+        Command::Demo(args) => demo::demo(&args),
+        Command::Config(command) => config::run(named, &command),
+        Command::Hosts(command) => hosts::run(named, &command),
+        Command::Template(command) => template::run(named, &command),
+        Command::Submit(args) => client::submit(named, &args),
+        Command::List(args) => client::list(named, &args),
+        Command::Show(args) => client::show(named, &args),
+        Command::Cancel(args) => client::cancel(named, &args),
+        Command::Wait(args) => client::wait(named, &args),
+        Command::LocalJob { folder } => return crate::scheduler::local::shepherd(&folder),
+    };
+    result.unwrap_or_else(|error| {
+        eprintln!("bwvisu-runner: {error}");
+        ExitCode::FAILURE
+    })
+}

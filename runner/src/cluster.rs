@@ -1,0 +1,102 @@
+//! A cluster at work: its scheduler and its gateways, behind their doors, made from the configuration once.
+
+use crate::config::{self, Config, Login};
+use crate::domain::ports::PortRange;
+use crate::domain::user::{User, UserPolicy, check_user_name};
+use crate::error::{Error, Result};
+use crate::gateway::{Gateway, iptables::Iptables, relay::Relay};
+use crate::scheduler::{Scheduler, local::Local, slurm::Slurm};
+use crate::ssh::{Node, SshOptions};
+use config::file::{GatewayKind, SchedulerKind};
+use std::path::Path;
+
+/// A cluster at work.
+pub struct Cluster {
+    /// Its name, in every record and key.
+    pub name: String,
+    /// Where batch jobs go.
+    pub scheduler: Box<dyn Scheduler>,
+    /// Where ports are forwarded.
+    pub gateways: Vec<Box<dyn Gateway>>,
+    /// The ports that were set aside for us.
+    pub ports: PortRange,
+    /// Appended to a node's name for the address to forward to.
+    pub hostname_suffix: String,
+    home_prefix: String,
+    users: UserPolicy,
+}
+
+impl Cluster {
+    /// The cluster that `config` describes. Connects to nothing yet.
+    pub fn new(cluster: &config::Cluster, config: &Config) -> Result<Self> {
+        Ok(Self {
+            name: cluster.name.clone(),
+            scheduler: scheduler(cluster, config)?,
+            gateways: gateways(cluster, &config.ssh)?,
+            ports: cluster.ports,
+            hostname_suffix: cluster.hostname_suffix.clone(),
+            home_prefix: cluster.home_prefix.to_string_lossy().trim_end_matches('/').to_owned(),
+            users: cluster.users.clone(),
+        })
+    }
+
+    /// The private folder of a user, where jobs run and log.
+    pub fn home(&self, user: &User) -> String {
+        format!("{}/{}", self.home_prefix, user.name)
+    }
+
+    /// The gateway with this internal address.
+    pub fn gateway(&self, address: &str) -> Option<&dyn Gateway> {
+        self.gateways.iter().find(|gateway| gateway.address() == address).map(AsRef::as_ref)
+    }
+
+    /// The account that a front end named, if it exists and may use the service.
+    pub fn user(&self, name: &str) -> Result<User> {
+        check_user_name(name)?;
+        let user = self.scheduler.user(name)?;
+        let user = user.ok_or_else(|| Error::bad_input(format!("uid: there is no user {name} on the cluster")))?;
+        self.users.check(&user).map(|()| user)
+    }
+}
+
+fn scheduler(cluster: &config::Cluster, config: &Config) -> Result<Box<dyn Scheduler>> {
+    Ok(match cluster.scheduler {
+        SchedulerKind::Slurm => {
+            let nodes = cluster.command_nodes.iter().map(|login| node(login, &config.ssh)).collect();
+            Box::new(Slurm::new(nodes, cluster.users.group.is_some()))
+        }
+        SchedulerKind::Local => Box::new(local(&config.state_dir, cluster.local_slots)?),
+    })
+}
+
+fn local(state_dir: &Path, slots: Option<usize>) -> Result<Local> {
+    let mut options = crate::scheduler::local::LocalOptions::default();
+    if let Some(slots) = slots {
+        options.slots = slots;
+    }
+    Local::open(&state_dir.join("local-jobs"), options)
+}
+
+fn gateways(cluster: &config::Cluster, ssh: &SshOptions) -> Result<Vec<Box<dyn Gateway>>> {
+    cluster.gateways.iter().map(|gateway| one_gateway(cluster, gateway, ssh)).collect()
+}
+
+fn one_gateway(cluster: &config::Cluster, gateway: &config::GatewayNode, ssh: &SshOptions) -> Result<Box<dyn Gateway>> {
+    Ok(match cluster.gateway {
+        GatewayKind::Iptables => {
+            let node = node(&gateway.login, ssh);
+            Box::new(Iptables::new(node, &gateway.external_ip, &cluster.chain_prefix, cluster.ports))
+        }
+        GatewayKind::Relay => Box::new(relay(gateway)),
+    })
+}
+
+/// A relay listens on the address that users connect to, or on all when that is not one of this machine's own.
+fn relay(gateway: &config::GatewayNode) -> Relay {
+    let bind = gateway.external_ip.parse().unwrap_or(std::net::Ipv4Addr::UNSPECIFIED.into());
+    Relay::new(gateway.login.address.clone(), gateway.external_ip.clone(), bind, crate::gateway::relay::RelayLimits::default())
+}
+
+fn node(login: &Login, ssh: &SshOptions) -> Node {
+    Node::new(&login.user, &login.address, login.port, ssh.clone())
+}

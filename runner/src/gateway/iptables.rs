@@ -1,0 +1,410 @@
+//! A gateway node: `iptables` and `nc` over ssh.
+//!
+//! All that we install lies in chains of our own, named after a prefix (here `BWVISU`):
+//!
+//! ```text
+//! nat     PREROUTING (to an address of the gateway) ─► BWVISU ─► BWVISU-500 (ports 50000-50099) ─► DNAT, one rule per span
+//!         POSTROUTING ─► BWVISU-POST: what was forwarded by a port of ours leaves with the gateway's address
+//! filter  FORWARD     ─► BWVISU-FWD: what was forwarded by a port of ours may pass
+//! ```
+//!
+//! A change rewrites whole chains with one `iptables-restore --noflush`, which the kernel takes all at once. Each rule's comment is
+//! `bwvisu:CLUSTER:JOB:TARGET`, so that a listing tells everything. Names are resolved on the gateway.
+
+use super::{Gateway, Installed, Probe, Rule, Target};
+use crate::command::Output;
+use crate::domain::ports::{BLOCK, Numbering, PortRange, Span};
+use crate::domain::shell;
+use crate::error::{Error, Result};
+use crate::ssh::Node;
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt::Write;
+use std::time::Duration;
+
+const APPLY_LIMIT: Duration = Duration::from_secs(40);
+const PROBE_LIMIT: Duration = Duration::from_secs(60);
+/// Probes that run side by side on the gateway.
+const PROBES_AT_ONCE: usize = 200;
+/// How long one host may take to answer all its probes, in seconds.
+const HOST_SECONDS: u32 = 8;
+
+/// One gateway node.
+pub struct Iptables {
+    node: Node,
+    external_ip: String,
+    names: Chains,
+}
+
+impl Iptables {
+    /// The gateway behind `node`, which users reach as `external_ip`, forwarding ports of `range` by chains whose names begin with
+    /// `prefix`.
+    pub fn new(node: Node, external_ip: &str, prefix: &str, range: PortRange) -> Self {
+        Self { node, external_ip: external_ip.into(), names: Chains { prefix: prefix.into(), range } }
+    }
+
+    fn script(&self, script: &str, limit: Duration) -> Result<Output> {
+        self.node.run("exec sh", script.as_bytes(), limit).map_err(|error| error.within(format!("gateway {}", self.node.address())))
+    }
+
+    fn failed(&self, what: &str, output: &Output) -> Error {
+        Error::unavailable(format!("gateway {}: {what} failed", self.node.address())).with_detail(output.complaint())
+    }
+
+    /// One round trip; `false` when the chains around the rules are not there.
+    fn rewrite(&self, blocks: &BTreeMap<u16, BTreeSet<Rule>>) -> Result<bool> {
+        let output = self.script(&self.names.rewrite_script(blocks), APPLY_LIMIT)?;
+        match output.status.code() {
+            Some(0) => self.unresolved(&output).map(|()| true),
+            Some(NOT_READY) => Ok(false),
+            _ => Err(self.failed("iptables-restore", &output)),
+        }
+    }
+
+    fn set_up(&self, blocks: &BTreeMap<u16, BTreeSet<Rule>>) -> Result<()> {
+        let saved = self.save()?;
+        let output = self.script(&self.names.set_up_script(&saved, blocks), APPLY_LIMIT)?;
+        if !output.status.success() {
+            return Err(self.failed("iptables-restore", &output));
+        }
+        log::info!("gateway {}: chains {} set up", self.node.address(), self.names.prefix);
+        self.unresolved(&output)
+    }
+
+    /// A name that the gateway cannot resolve costs only its own rule; the others are in.
+    fn unresolved(&self, output: &Output) -> Result<()> {
+        match output.stdout.lines().find_map(|line| line.strip_prefix("unresolved ")) {
+            Some(host) => Err(Error::unavailable(format!("gateway {} cannot resolve {host}", self.node.address()))),
+            None => Ok(()),
+        }
+    }
+
+    fn save(&self) -> Result<Saved> {
+        let output = self.script(SAVE_SCRIPT, APPLY_LIMIT)?;
+        if !output.status.success() {
+            return Err(self.failed("iptables-save", &output));
+        }
+        Saved::parse(&output.stdout).ok_or_else(|| self.failed("reading iptables-save", &output))
+    }
+}
+
+impl Gateway for Iptables {
+    fn address(&self) -> &str {
+        self.node.address()
+    }
+
+    fn external_ip(&self) -> &str {
+        &self.external_ip
+    }
+
+    fn numbering(&self) -> Numbering {
+        Numbering::Same
+    }
+
+    fn probe(&self, targets: &[Target]) -> Result<Probe> {
+        if targets.is_empty() {
+            return Ok(Probe::default());
+        }
+        let output = self.script(&probe_script(targets), PROBE_LIMIT)?;
+        if !output.status.success() || output.stdout.lines().last() != Some(END) {
+            return Err(self.failed("nc -z", &output));
+        }
+        Ok(read_probe(targets, &output.stdout))
+    }
+
+    fn apply(&self, blocks: &BTreeMap<u16, BTreeSet<Rule>>) -> Result<()> {
+        if self.rewrite(blocks)? { Ok(()) } else { self.set_up(blocks) }
+    }
+
+    fn installed(&self) -> Result<Installed> {
+        self.save().map(|saved| self.names.installed(&saved))
+    }
+}
+
+/// The last line of a complete answer.
+const END: &str = "bwvisu-end";
+/// The exit code of a script that found our chains missing.
+const NOT_READY: i32 = 77;
+const SAVE_SCRIPT: &str = "set -e\nexport LC_ALL=C\nsudo -n iptables-save -t nat </dev/null\nsudo -n iptables-save -t filter </dev/null\n";
+
+/// Everything that a script of ours needs to write rules: `rule CHAIN EXTERNAL COMMENT HOST [:INTERNAL]`.
+const RULE_FUNCTION: &str = r#"set -u
+export LC_ALL=C
+rule() {
+    address=$(getent ahostsv4 "$4" | { read -r first rest && echo "$first"; }) || { echo "unresolved $4" >&3; return 0; }
+    printf -- '-A %s -p tcp -m tcp --dport %s -m comment --comment %s -j DNAT --to-destination %s%s\n' "$1" "$2" "$3" "$address" "${5-}"
+}
+exec 3>&1
+"#;
+
+/// The names of our chains, and what stands in them.
+struct Chains {
+    prefix: String,
+    range: PortRange,
+}
+
+impl Chains {
+    fn block(&self, block: u16) -> String {
+        format!("{}-{block}", self.prefix)
+    }
+
+    fn blocks(&self) -> std::ops::RangeInclusive<u16> {
+        self.range.lo / BLOCK..=self.range.hi / BLOCK
+    }
+
+    /// The rule that sends the ports of a block into its chain.
+    fn jump(&self, block: u16) -> String {
+        let lo = (block * BLOCK).max(self.range.lo);
+        let hi = (block * BLOCK).saturating_add(BLOCK - 1).min(self.range.hi);
+        format!("-p tcp -m tcp --dport {lo}:{hi} -j {}", self.block(block))
+    }
+
+    /// Hooks in the chains of the system: table, chain, rule.
+    fn hooks(&self) -> [(&'static str, &'static str, String, String); 3] {
+        let p = &self.prefix;
+        [
+            ("nat", "PREROUTING", p.clone(), format!("-m addrtype --dst-type LOCAL -m comment --comment bwvisu -j {p}")),
+            ("nat", "POSTROUTING", format!("{p}-POST"), format!("-m comment --comment bwvisu -j {p}-POST")),
+            ("filter", "FORWARD", format!("{p}-FWD"), format!("-m comment --comment bwvisu -j {p}-FWD")),
+        ]
+    }
+
+    /// Only connections that came in by a port of ours: what others forward on this gateway is none of our business.
+    fn forwarded(&self) -> String {
+        format!("-p tcp -m conntrack --ctstate DNAT --ctorigdstport {}:{}", self.range.lo, self.range.hi)
+    }
+
+    fn rule_lines(&self, blocks: &BTreeMap<u16, BTreeSet<Rule>>) -> String {
+        let mut lines = String::new();
+        for (&block, rules) in blocks {
+            for rule in rules {
+                self.rule_line(&mut lines, block, rule);
+            }
+        }
+        lines
+    }
+
+    fn rule_line(&self, lines: &mut String, block: u16, rule: &Rule) {
+        let chain = self.block(block);
+        let comment = shell::quote(&format!("bwvisu:{}:{}:{}", rule.cluster, rule.job, rule.target));
+        let host = shell::quote(&rule.target);
+        let Span { external, internal, count } = rule.span;
+        if external == internal {
+            // The port is kept, so one rule does for all.
+            let _ = writeln!(lines, "rule {chain} {external}:{} {comment} {host}", external + (count - 1));
+        } else {
+            for (internal, external) in rule.span.pairs() {
+                let _ = writeln!(lines, "rule {chain} {external} {comment} {host} :{internal}");
+            }
+        }
+    }
+
+    /// Rewrites the chains of some blocks, if the way to them is there.
+    fn rewrite_script(&self, blocks: &BTreeMap<u16, BTreeSet<Rule>>) -> String {
+        let mut script = RULE_FUNCTION.to_owned();
+        let _ = writeln!(script, "check() {{ sudo -n iptables -w 10 -t \"$@\" </dev/null >/dev/null 2>&1 || exit {NOT_READY}; }}");
+        for (table, chain, _, rule) in self.hooks() {
+            let _ = writeln!(script, "check {table} -C {chain} {rule}");
+        }
+        for &block in blocks.keys() {
+            let _ = writeln!(script, "check nat -C {} {}", self.prefix, self.jump(block));
+        }
+        let declared: String = blocks.keys().fold(String::new(), |all, &block| all + ":" + &self.block(block) + " - [0:0]\\n");
+        let _ = writeln!(script, "{{\nprintf '*nat\\n{declared}'\n{}echo COMMIT\n}} | {RESTORE}", self.rule_lines(blocks));
+        script
+    }
+
+    /// Makes the way to all blocks, and rewrites the given ones; blocks that are there and not given keep their rules.
+    fn set_up_script(&self, saved: &Saved, blocks: &BTreeMap<u16, BTreeSet<Rule>>) -> String {
+        let prefix = &self.prefix;
+        let mut nat = format!("*nat\n:{prefix} - [0:0]\n:{prefix}-POST - [0:0]\n");
+        let to_declare = |block: &u16| blocks.contains_key(block) || !saved.chains.contains_key(&("nat".into(), self.block(*block)));
+        self.blocks().filter(to_declare).for_each(|block| nat += &format!(":{} - [0:0]\n", self.block(block)));
+        self.blocks().for_each(|block| nat += &format!("-A {prefix} {}\n", self.jump(block)));
+        nat += &format!("-A {prefix}-POST {} -j MASQUERADE\n", self.forwarded());
+        let mut filter = format!("*filter\n:{prefix}-FWD - [0:0]\n-A {prefix}-FWD {} -j ACCEPT\n", self.forwarded());
+        for (table, chain, target, rule) in self.hooks() {
+            let text = if table == "nat" { &mut nat } else { &mut filter };
+            *text += &hook_lines(saved.jumps(table, chain, &target), chain, &rule);
+        }
+        let quoted = |text: &str| shell::quote(text);
+        format!(
+            "{RULE_FUNCTION}{{\nprintf %s {}\n{}echo COMMIT\nprintf %s {}\necho COMMIT\n}} | {RESTORE}\n",
+            quoted(&nat),
+            self.rule_lines(blocks),
+            quoted(&filter)
+        )
+    }
+
+    fn installed(&self, saved: &Saved) -> Installed {
+        let hooked = self.hooks().iter().all(|(table, chain, target, _)| saved.jumps(table, chain, target) == 1);
+        let filled = saved.rules("nat", &format!("{}-POST", self.prefix)).len() == 1
+            && saved.rules("filter", &format!("{}-FWD", self.prefix)).len() == 1;
+        let reachable = self.blocks().all(|block| saved.jumps("nat", &self.prefix, &self.block(block)) == 1);
+        Installed { blocks: self.read_blocks(saved), ready: hooked && filled && reachable }
+    }
+
+    fn read_blocks(&self, saved: &Saved) -> BTreeMap<u16, BTreeSet<Rule>> {
+        let mut blocks = BTreeMap::new();
+        for ((table, chain), rules) in &saved.chains {
+            let number = chain.strip_prefix(&self.prefix).and_then(|rest| rest.strip_prefix('-')).and_then(|n| n.parse::<u16>().ok());
+            if let (Some(block), "nat") = (number, table.as_str()) {
+                blocks.insert(block, merge(rules.iter().map(|rule| read_rule(rule))));
+            }
+        }
+        blocks
+    }
+}
+
+const RESTORE: &str = "sudo -n iptables-restore --noflush --wait 10";
+
+/// A system's chain should lead into ours exactly once.
+fn hook_lines(there: usize, chain: &str, rule: &str) -> String {
+    match there {
+        0 => format!("-I {chain} 1 {rule}\n"),
+        n => format!("-D {chain} {rule}\n").repeat(n - 1),
+    }
+}
+
+/// One of our rules as `iptables-save` shows it. What cannot be read becomes a rule that nobody wants, so that it goes.
+fn read_rule(words: &[String]) -> Rule {
+    let after = |option: &str| words.iter().position(|word| word == option).and_then(|at| words.get(at + 1)).map(String::as_str);
+    let stray = Rule { cluster: String::new(), job: 0, span: Span { external: 0, internal: 0, count: 1 }, target: words.join(" ") };
+    let read = || -> Option<Rule> {
+        let mut owner = after("--comment")?.strip_prefix("bwvisu:")?.splitn(3, ':');
+        let (cluster, job, target) = (owner.next()?, owner.next()?.parse().ok()?, owner.next()?);
+        let (lo, hi) = after("--dport").map(|ports| ports.split_once(':').unwrap_or((ports, ports)))?;
+        let (lo, hi): (u16, u16) = (lo.parse().ok()?, hi.parse().ok()?);
+        let internal = match after("--to-destination")?.split_once(':') {
+            Some((_, port)) => port.parse().ok()?,
+            None => lo,
+        };
+        let span = Span { external: lo, internal, count: hi.checked_sub(lo)?.checked_add(1)? };
+        Some(Rule { cluster: cluster.into(), job, span, target: target.into() })
+    };
+    read().unwrap_or(stray)
+}
+
+/// Rules of single ports become the span that they were made of.
+fn merge(rules: impl Iterator<Item = Rule>) -> BTreeSet<Rule> {
+    let mut merged: Vec<Rule> = Vec::new();
+    for rule in rules {
+        match merged.last_mut() {
+            Some(last) if continues(last, &rule) => last.span.count += rule.span.count,
+            _ => merged.push(rule),
+        }
+    }
+    merged.into_iter().collect()
+}
+
+fn continues(last: &Rule, next: &Rule) -> bool {
+    let differs = next.span.external != next.span.internal;
+    let follows = last.span.external + last.span.count == next.span.external && last.span.internal + last.span.count == next.span.internal;
+    differs && follows && (&last.cluster, last.job, &last.target) == (&next.cluster, next.job, &next.target)
+}
+
+/// What `iptables-save` printed: table and chain → the words of its rules.
+#[derive(Default)]
+struct Saved {
+    chains: BTreeMap<(String, String), Vec<Vec<String>>>,
+}
+
+impl Saved {
+    /// Nothing, when a line is not as `iptables-save` writes it, or when the text ends within a table.
+    fn parse(text: &str) -> Option<Self> {
+        let mut saved = Self::default();
+        let mut table: Option<String> = None;
+        for line in text.lines().filter(|line| !line.is_empty() && !line.starts_with('#')) {
+            if let Some(name) = line.strip_prefix('*') {
+                table = Some(name.to_owned());
+            } else if line == "COMMIT" {
+                table.take()?;
+            } else if let Some(chain) = line.strip_prefix(':') {
+                saved.chains.entry((table.clone()?, chain.split(' ').next()?.to_owned())).or_default();
+            } else {
+                let mut words = words(line)?.into_iter();
+                let chain = words.next().filter(|word| word == "-A").and_then(|_| words.next())?;
+                saved.chains.entry((table.clone()?, chain)).or_default().push(words.collect());
+            }
+        }
+        table.is_none().then_some(saved)
+    }
+
+    fn rules(&self, table: &str, chain: &str) -> &[Vec<String>] {
+        self.chains.get(&(table.to_owned(), chain.to_owned())).map_or(&[], Vec::as_slice)
+    }
+
+    /// How many rules of a chain jump to `target`.
+    fn jumps(&self, table: &str, chain: &str, target: &str) -> usize {
+        let jumps = |rule: &&Vec<String>| rule.windows(2).any(|pair| pair[0] == "-j" && pair[1] == target);
+        self.rules(table, chain).iter().filter(jumps).count()
+    }
+}
+
+/// The words of a line of `iptables-save`: separated by blanks, in double quotes with backslashes where needed.
+fn words(line: &str) -> Option<Vec<String>> {
+    let mut words = Vec::new();
+    let mut chars = line.chars().peekable();
+    while let Some(&first) = chars.peek() {
+        match first {
+            ' ' => drop(chars.next()),
+            '"' => words.push(quoted_word(&mut chars)?),
+            _ => words.push(std::iter::from_fn(|| chars.next_if(|&c| c != ' ')).collect()),
+        }
+    }
+    Some(words)
+}
+
+fn quoted_word(chars: &mut impl Iterator<Item = char>) -> Option<String> {
+    let mut word = String::new();
+    chars.next();
+    loop {
+        match chars.next()? {
+            '"' => return Some(word),
+            '\\' => word.push(chars.next()?),
+            c => word.push(c),
+        }
+    }
+}
+
+/// One `nc -z` per target, side by side. Every line of its report comes back with the target's number in front; `echo` writes a line
+/// at once, so that reports do not mix.
+fn probe_script(targets: &[Target]) -> String {
+    let mut script = format!(
+        "set -u\nexport LC_ALL=C\ncommand -v nc >/dev/null || {{ echo 'nc is not installed' >&2; exit 1; }}\n\
+         probe() {{\n    {{ timeout {HOST_SECONDS} nc -z -v -w 2 \"$2\" \"$3\" </dev/null 2>&1; echo \"exit $?\"; }} |\n        \
+         while read -r line; do case $line in *refused*) ;; *) echo \"$1 $line\" ;; esac; done\n}}\n"
+    );
+    for (number, target) in targets.iter().enumerate() {
+        let _ = writeln!(script, "probe {number} {} {} &", shell::quote(&target.host), target.ports);
+        if (number + 1) % PROBES_AT_ONCE == 0 {
+            script.push_str("wait\n");
+        }
+    }
+    script + "wait\necho " + END + "\n"
+}
+
+fn read_probe(targets: &[Target], report: &str) -> Probe {
+    let mut probe = Probe::default();
+    for line in report.lines() {
+        let Some((target, words)) = line.split_once(' ').and_then(|(n, words)| Some((targets.get(n.parse::<usize>().ok()?)?, words))) else {
+            continue;
+        };
+        match (open_port(words), words) {
+            (Some(port), _) => drop(probe.open.insert((target.host.clone(), port))),
+            // nc ends with 1 when a port is closed; its words, or their absence, say the rest.
+            (None, "exit 0" | "exit 1") => {}
+            // An unknown host, no route, silence, or `timeout` ended it.
+            (None, _) => drop(probe.unreachable.insert(target.host.clone())),
+        }
+    }
+    probe
+}
+
+/// `Connection to c0 (10.0.0.10) 50000 port [tcp/*] succeeded!`
+fn open_port(words: &str) -> Option<u16> {
+    words.strip_suffix("succeeded!")?.split(" port [").next()?.rsplit(' ').next()?.parse().ok()
+}
+
+#[cfg(test)]
+#[path = "iptables_tests.rs"]
+mod tests;

@@ -1,0 +1,180 @@
+//! A gateway in user space on this machine: TCP relays inside the runner. For workstations and for people who write front ends; nothing
+//! needs to be installed and no rights are needed.
+//!
+//! Unlike rules in a kernel, relays end with the runner; the watcher installs them again when it starts. Like rules in a kernel, a relay
+//! that is removed takes no new sessions and leaves the open ones alone. The gateway listens on the machine that the applications
+//! listen on, hence external and internal ports are different halves of the range ([`Numbering::Halves`]).
+
+mod listen;
+mod probe;
+mod session;
+
+use super::{Gateway, Installed, Probe, Rule, Target};
+use crate::domain::ports::Numbering;
+use crate::error::{Error, Result};
+use listen::{Acceptor, Destination, Listener};
+use session::Sessions;
+use std::collections::{BTreeMap, BTreeSet};
+use std::io::ErrorKind;
+use std::net::{IpAddr, TcpListener};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+/// What a relay spends at most.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct RelayLimits {
+    /// How many sessions are open at once; each has two threads and two descriptors. Further clients are turned away.
+    pub sessions: usize,
+    /// How long the application may take to accept a connection.
+    pub connect_timeout: Duration,
+    /// How long each connection of a probe may take.
+    pub probe_timeout: Duration,
+}
+
+impl Default for RelayLimits {
+    fn default() -> Self {
+        Self { sessions: 256, connect_timeout: Duration::from_secs(5), probe_timeout: Duration::from_secs(1) }
+    }
+}
+
+/// The gateway of this machine. Dropping it closes all its ports and sessions.
+#[derive(Debug)]
+pub struct Relay {
+    internal_address: String,
+    external_ip: String,
+    bind: IpAddr,
+    limits: RelayLimits,
+    /// What was applied. Held while something is applied, so that no two changes mix.
+    blocks: Mutex<BTreeMap<u16, BTreeSet<Rule>>>,
+    acceptor: Acceptor,
+    sessions: Arc<Sessions>,
+}
+
+/// External ports and where they lead.
+type Table = BTreeMap<u16, Destination>;
+
+impl Relay {
+    /// A relay that listens on the address `bind`, and tells users to connect to `external_ip`. Nothing happens before something is
+    /// applied.
+    pub fn new(internal_address: String, external_ip: String, bind: IpAddr, limits: RelayLimits) -> Self {
+        let sessions = Arc::new(Sessions::new(limits.sessions, limits.connect_timeout));
+        let acceptor = Acceptor::new(Arc::clone(&sessions));
+        Self { internal_address, external_ip, bind, limits, blocks: Mutex::default(), acceptor, sessions }
+    }
+
+    /// The listeners for `table`: those that are there already, and new ones.
+    fn listeners(&self, table: &Table) -> Result<BTreeMap<u16, Arc<Listener>>> {
+        let present = self.acceptor.listeners();
+        let listener = |(&port, destination): (&u16, &Destination)| {
+            let listener = match present.get(&port) {
+                Some(present) => present.leading_to(destination.clone()),
+                None => self.bind(port, destination)?,
+            };
+            Ok((port, Arc::new(listener)))
+        };
+        table.iter().map(listener).collect()
+    }
+
+    fn bind(&self, port: u16, destination: &Destination) -> Result<Listener> {
+        let bound = TcpListener::bind((self.bind, port)).and_then(|socket| socket.set_nonblocking(true).map(|()| socket));
+        bound.map(|socket| Listener::new(socket, destination.clone())).map_err(|error| {
+            let place = format!("port {port} of {}", self.bind);
+            match error.kind() {
+                ErrorKind::AddrInUse => Error::conflict(format!("{place} is in use by another program")),
+                _ => Error::unavailable(format!("{place} cannot be listened on: {error}")),
+            }
+        })
+    }
+}
+
+impl Gateway for Relay {
+    fn address(&self) -> &str {
+        &self.internal_address
+    }
+
+    fn external_ip(&self) -> &str {
+        &self.external_ip
+    }
+
+    fn numbering(&self) -> Numbering {
+        Numbering::Halves
+    }
+
+    fn probe(&self, targets: &[Target]) -> Result<Probe> {
+        Ok(probe::probe(targets, self.limits.probe_timeout))
+    }
+
+    fn apply(&self, blocks: &BTreeMap<u16, BTreeSet<Rule>>) -> Result<()> {
+        let mut installed = self.blocks.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut wanted = installed.clone();
+        wanted.extend(blocks.iter().map(|(&block, rules)| (block, rules.clone())));
+        wanted.retain(|_, rules| !rules.is_empty());
+        let table = table(&wanted)?;
+        // Whatever can fail comes before this line's end; listeners that were made in vain are closed with the error.
+        let listeners = self.listeners(&table)?;
+        self.acceptor.serve(listeners)?;
+        *installed = wanted;
+        Ok(())
+    }
+
+    fn installed(&self) -> Result<Installed> {
+        let blocks = self.blocks.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        Ok(Installed { blocks, ready: true })
+    }
+}
+
+impl Drop for Relay {
+    fn drop(&mut self) {
+        self.acceptor.stop();
+        self.sessions.end();
+    }
+}
+
+/// Where each external port leads.
+fn table(blocks: &BTreeMap<u16, BTreeSet<Rule>>) -> Result<Table> {
+    let mut table = Table::new();
+    for (&block, rule) in blocks.iter().flat_map(|(block, rules)| rules.iter().map(move |rule| (block, rule))) {
+        let range = rule.span.external_range();
+        if rule.span.count == 0 || rule.span.block() != block || range.hi / crate::domain::ports::BLOCK != block {
+            return Err(Error::internal(format!("the rule for ports {range} of job {} is not in block {block}", rule.job)));
+        }
+        for (internal, external) in rule.span.pairs() {
+            let destination = Destination { host: rule.target.clone(), port: internal };
+            if table.insert(external, destination).is_some() {
+                return Err(Error::conflict(format!("port {external} is asked for twice")));
+            }
+        }
+    }
+    Ok(table)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::domain::ports::Span;
+
+    fn rule(job: u64, external: u16, internal: u16, count: u16) -> Rule {
+        Rule { cluster: "default".into(), job, span: Span { external, internal, count }, target: "localhost".into() }
+    }
+
+    #[test]
+    fn a_span_becomes_as_many_ports() {
+        let table = table(&BTreeMap::from([(550, BTreeSet::from([rule(1, 55000, 50000, 2)]))])).unwrap();
+        let ports: Vec<_> = table.into_iter().map(|(external, to)| (external, to.host, to.port)).collect();
+        assert_eq!(ports, [(55000, "localhost".into(), 50000), (55001, "localhost".into(), 50001)]);
+    }
+
+    #[test]
+    fn rules_that_contradict_themselves_are_refused_before_anything_happens() {
+        let cases = [
+            (550, vec![rule(1, 55000, 50000, 2), rule(2, 55001, 50001, 1)], "twice"),
+            (551, vec![rule(1, 55000, 50000, 1)], "not in block"),
+            (550, vec![rule(1, 55099, 50099, 2)], "not in block"),
+            (550, vec![rule(1, 55000, 50000, 0)], "not in block"),
+        ];
+        for (block, rules, message) in cases {
+            let error = table(&BTreeMap::from([(block, rules.into_iter().collect())])).unwrap_err();
+            assert!(error.message.contains(message), "{error}");
+        }
+    }
+}

@@ -1,0 +1,227 @@
+//! What stands between the network and the server that answers. Every client is a stranger here: it gets one of a
+//! limited number of seats, absolute deadlines, and no further than one complete, unambiguous request at a time.
+//!
+//! The server behind is tiny_http on a private Unix socket (`http::backend`). By itself it would let one client end the
+//! process, the listener or the service of others; behind the guard it sees only short, valid, complete requests.
+
+mod answer;
+mod connection;
+mod deadline;
+mod exchange;
+pub(crate) mod head;
+mod limits;
+mod seats;
+pub(crate) mod seldom;
+pub(crate) mod tickets;
+
+use std::io::{self, Read, Write};
+use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::os::fd::OwnedFd;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
+
+use rustls::ServerConfig;
+
+pub use self::limits::Limits;
+use self::seats::{Seat, Seats};
+use self::seldom::Seldom;
+use super::backend::Backend;
+use super::message::{Request, Response};
+use crate::error::{Error, Result};
+
+/// What answers requests. It may block, and it may panic: the client gets a 500 then, and nobody else notices.
+pub type Handler = Arc<dyn Fn(Request) -> Response + Send + Sync>;
+
+/// Enough for a TLS handshake and one request; five hundred of them are no burden.
+const STACK: usize = 256 * 1024;
+/// After a failure to accept or to start a thread: long enough not to spin, short enough not to be noticed.
+const REST: Duration = Duration::from_millis(20);
+/// When file descriptors run out, connections that were idle for this long are closed.
+const SPARED: Duration = Duration::from_secs(1);
+
+/// Listens on `addr`, with TLS if there is a configuration for it, and answers with `handler`.
+///
+/// `name` is for the log and for the socket's file in `socket_folder`, which is made private to this user.
+pub fn start(
+    name: &str,
+    addr: SocketAddr,
+    tls: Option<Arc<ServerConfig>>,
+    limits: Limits,
+    socket_folder: &Path,
+    handler: Handler,
+) -> Result<Server> {
+    let cannot = |error: io::Error| Error::unavailable(format!("{name}: cannot listen on {addr}: {error}"));
+    warn_about_descriptors(name, &limits);
+    let backend = Backend::start(name, socket_folder, limits.workers, limits.body_bytes, handler)?;
+    let listener = TcpListener::bind(addr).map_err(cannot)?;
+    let address = listener.local_addr().map_err(cannot)?;
+    // Only a stream has `shutdown`, and on Linux that is what wakes a thread in `accept`.
+    let stopper = TcpStream::from(OwnedFd::from(listener.try_clone().map_err(cannot)?));
+    let seats = Seats::new(limits.connections, limits.per_address);
+    let guard = Arc::new(Guard::new(name, tls, limits, backend, seats));
+    let shared = Arc::clone(&guard);
+    let thread = named(&format!("{name}-accept")).spawn(move || shared.accept(&listener)).map_err(cannot)?;
+    Ok(Server { address, guard, stopper, thread: Some(thread) })
+}
+
+fn named(name: &str) -> thread::Builder {
+    // Linux keeps 15 bytes of a thread's name.
+    thread::Builder::new().name(name.to_owned()).stack_size(STACK)
+}
+
+fn warn_about_descriptors(name: &str, limits: &Limits) {
+    // Three for each request behind the guard: our end of the socket, and two that tiny_http keeps of the other.
+    let wanted = (limits.connections + 3 * limits.workers) as u64;
+    let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile).current.unwrap_or(u64::MAX);
+    if limit < wanted {
+        log::warn!("{name}: {wanted} file descriptors may be needed and {limit} are allowed; raise the limit (ulimit -n)");
+    }
+}
+
+/// A listener at work. Dropping it stops it at once.
+pub struct Server {
+    address: SocketAddr,
+    guard: Arc<Guard>,
+    stopper: TcpStream,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Server {
+    /// Where it listens; the port is known here also if 0 was asked for.
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// How many connections were turned away because there was no room for them.
+    pub fn refused(&self) -> u64 {
+        self.guard.refused.load(Ordering::Relaxed)
+    }
+
+    /// Stops accepting at once, lets the requests in flight end `within` this time, and cuts off those that do not.
+    pub fn stop(mut self, within: Duration) {
+        self.shut(within);
+    }
+
+    fn shut(&mut self, within: Duration) {
+        let Some(thread) = self.thread.take() else { return };
+        let deadline = Instant::now() + within;
+        self.guard.stopping.store(true, Ordering::SeqCst);
+        // It fails only if the listener is closed already.
+        let _ = self.stopper.shutdown(Shutdown::Both);
+        if thread.join().is_err() {
+            log::error!("{}: the accepting thread had ended with a panic", self.guard.name);
+        }
+        self.guard.seats.close_idle(Duration::ZERO);
+        while self.guard.seats.taken() > 0 && Instant::now() < deadline {
+            thread::sleep(Duration::from_millis(5));
+        }
+        self.guard.seats.close_all();
+        self.guard.backend.stop(deadline);
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        self.shut(Duration::ZERO);
+    }
+}
+
+/// What all threads of one listener share.
+struct Guard {
+    name: String,
+    tls: Option<Arc<ServerConfig>>,
+    limits: Limits,
+    backend: Arc<Backend>,
+    seats: Arc<Seats>,
+    stopping: AtomicBool,
+    refused: AtomicU64,
+    full: Seldom,
+    trouble: Seldom,
+}
+
+impl Guard {
+    fn new(name: &str, tls: Option<Arc<ServerConfig>>, limits: Limits, backend: Arc<Backend>, seats: Arc<Seats>) -> Self {
+        Self {
+            name: name.to_owned(),
+            tls,
+            limits,
+            backend,
+            seats,
+            stopping: AtomicBool::new(false),
+            refused: AtomicU64::new(0),
+            full: Seldom::default(),
+            trouble: Seldom::default(),
+        }
+    }
+
+    fn is_stopping(&self) -> bool {
+        self.stopping.load(Ordering::SeqCst)
+    }
+
+    /// Accepts until it is told to stop. Nothing that a client does, and no want of the machine's, ends this loop.
+    fn accept(self: &Arc<Self>, listener: &TcpListener) {
+        while !self.is_stopping() {
+            let outcome = match listener.accept() {
+                Ok((socket, from)) => self.receive(socket, from),
+                Err(error) => Err(error),
+            };
+            if let Err(error) = outcome {
+                self.rest(&error);
+            }
+        }
+    }
+
+    /// Gives the connection a seat and a thread. This must not wait for the client: all others wait behind it.
+    fn receive(self: &Arc<Self>, socket: TcpStream, from: SocketAddr) -> io::Result<()> {
+        let seat = match self.seats.take(socket, from.ip()) {
+            Ok(seat) => seat,
+            Err(socket) => {
+                self.turn_away(socket, from);
+                return Ok(());
+            }
+        };
+        let guard = Arc::clone(self);
+        named(&format!("{}-client", self.name)).spawn(move || guard.attend(&seat)).map(drop)
+    }
+
+    fn attend(&self, seat: &Seat) {
+        // Answers are written whole, so waiting for more to send would only cost time.
+        if seat.socket().set_nodelay(true).is_ok() {
+            connection::serve(self, seat);
+        }
+    }
+
+    fn turn_away(&self, socket: TcpStream, from: SocketAddr) {
+        let count = self.refused.fetch_add(1, Ordering::Relaxed) + 1;
+        if self.full.is_due() {
+            log::warn!("{}: no room for a connection from {from}; {count} turned away so far", self.name);
+        }
+        if self.tls.is_none() {
+            tell_busy(socket);
+        }
+    }
+
+    fn rest(&self, error: &io::Error) {
+        if self.is_stopping() || error.kind() == io::ErrorKind::ConnectionAborted {
+            return;
+        }
+        if self.trouble.is_due() {
+            log::error!("{}: a connection could not be accepted: {error}; trying on", self.name);
+        }
+        self.seats.close_idle(SPARED);
+        thread::sleep(REST);
+    }
+}
+
+/// One try, without waiting. A fresh connection has room for so short an answer.
+fn tell_busy(mut socket: TcpStream) {
+    let answer = answer::Answer::busy("there are too many connections; try again").rendered(false, false);
+    if socket.set_nonblocking(true).is_ok() && socket.write_all(&answer).is_ok() {
+        let _ = socket.shutdown(Shutdown::Write);
+        // What is left unread when we close would make the client lose the answer.
+        let _ = socket.read(&mut [0; 4096]);
+    }
+}

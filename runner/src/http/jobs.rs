@@ -1,0 +1,204 @@
+//! The API for front ends.
+
+use super::message::{Request, Response};
+use super::problem;
+use crate::config::Secret;
+use crate::domain::job::{Job, State, parse_job_id};
+use crate::error::{Error, ErrorKind, Result};
+use crate::jobs::{Jobs, NewJob};
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+use serde_json::{Map, Value, json};
+use sha2::{Digest, Sha256};
+use subtle::ConstantTimeEq;
+
+/// The one user of the API.
+pub const API_USER: &str = "bwvisu-web";
+
+/// The API on the verbs of [`Jobs`].
+pub struct Api {
+    jobs: Jobs,
+    credentials: [u8; 32],
+}
+
+impl Api {
+    /// The API for those who know `password`.
+    pub fn new(jobs: Jobs, password: &Secret) -> Self {
+        Self { jobs, credentials: digest(format!("{API_USER}:{}", password.expose()).as_bytes()) }
+    }
+
+    /// Answers one request.
+    pub fn handle(&self, request: &Request) -> Response {
+        self.authenticate(request).and_then(|()| self.route(request)).unwrap_or_else(|error| {
+            if !matches!(error.kind, ErrorKind::NotFound) {
+                log::warn!("{} {} from {}: {error}", request.method, printable(&request.path), request.peer);
+            }
+            problem(&error)
+        })
+    }
+
+    fn route(&self, request: &Request) -> Result<Response> {
+        let path: Vec<&str> = request.path.split('/').skip(1).collect();
+        match (request.method.as_str(), &path[..]) {
+            ("POST", ["jobs"]) => self.submit(request),
+            ("GET", ["jobs"]) => self.list(),
+            ("GET", ["jobs", id]) => Ok(Response::json(200, &job_object(&self.jobs.describe(parse_job_id(id)?)?))),
+            ("DELETE", ["jobs", id]) => self.cancel(id),
+            ("GET", ["cluster", "check-user", name]) => self.check_user(name),
+            (_, ["jobs"]) => Ok(method_not_allowed("GET, POST")),
+            (_, ["jobs", _]) => Ok(method_not_allowed("GET, DELETE")),
+            (_, ["cluster", "check-user", _]) => Ok(method_not_allowed("GET")),
+            _ => Err(Error::not_found("no such page; there are /jobs, /jobs/<id> and /cluster/check-user/<name>")),
+        }
+    }
+
+    fn submit(&self, request: &Request) -> Result<Response> {
+        if let Some(kind) = request.header("content-type").filter(|kind| !is_json(kind)) {
+            return Ok(Response::problem(415, &format!("the body must be application/json, not {}", printable(kind))));
+        }
+        let job = self.jobs.submit(read_job(&request.body)?)?;
+        Ok(Response::json(200, &json!({"job-id": job.id.to_string()})))
+    }
+
+    fn list(&self) -> Result<Response> {
+        let ids: Vec<String> = self.jobs.list()?.iter().map(u64::to_string).collect();
+        Ok(Response::json(200, &json!({"jobs": ids})))
+    }
+
+    fn cancel(&self, id: &str) -> Result<Response> {
+        let id = parse_job_id(id).map_err(|_| Error::not_found("no such running job"))?;
+        self.jobs.cancel(id)?;
+        Ok(Response::json(200, &json!({"response": "job cancelled"})))
+    }
+
+    fn check_user(&self, name: &str) -> Result<Response> {
+        match self.jobs.check_user(name) {
+            Ok(_) => Ok(Response::json(200, &json!({"response": "success"}))),
+            Err(error) if error.kind == ErrorKind::BadInput => Err(Error::not_found(error.message)),
+            Err(error) => Err(error),
+        }
+    }
+
+    fn authenticate(&self, request: &Request) -> Result<()> {
+        let given = request.header("authorization").and_then(basic_credentials);
+        // Digests have one length, so that neither the length nor the first wrong letter shows in the time.
+        let right: bool = digest(given.as_deref().unwrap_or_default()).ct_eq(&self.credentials).into();
+        if right && given.is_some() { Ok(()) } else { Err(Error::unauthorized("the user or the password of the API is wrong")) }
+    }
+}
+
+fn digest(bytes: &[u8]) -> [u8; 32] {
+    Sha256::digest(bytes).into()
+}
+
+fn basic_credentials(header: &str) -> Option<Vec<u8>> {
+    let (scheme, credentials) = header.split_once(' ')?;
+    scheme.eq_ignore_ascii_case("basic").then(|| STANDARD.decode(credentials.trim()).ok())?
+}
+
+fn is_json(kind: &str) -> bool {
+    kind.split(';').next().is_some_and(|kind| kind.trim().eq_ignore_ascii_case("application/json"))
+}
+
+fn read_job(body: &[u8]) -> Result<NewJob> {
+    let mut json = serde_json::Deserializer::from_slice(body);
+    let job: NewJob = serde_path_to_error::deserialize(&mut json).map_err(|error| {
+        let member = error.path().to_string();
+        let place = if member == "." { "the body".to_owned() } else { printable(&member) };
+        Error::bad_input(format!("{place}: {}", printable(&error.into_inner().to_string())))
+    })?;
+    json.end().map_err(|_| Error::bad_input("the body: there is something behind the JSON object"))?;
+    Ok(job)
+}
+
+fn method_not_allowed(allowed: &str) -> Response {
+    Response::problem(405, &format!("the method is not one of {allowed}")).with_header("Allow", allowed)
+}
+
+/// Text of a stranger's, fit for a log line or an answer.
+fn printable(text: &str) -> String {
+    text.chars().take(300).flat_map(|c| if c.is_control() { c.escape_default().collect::<Vec<_>>() } else { vec![c] }).collect()
+}
+
+/// A job as front ends see it.
+pub fn job_object(job: &Job) -> Value {
+    let mut object = Map::new();
+    let mut add = |name: &str, value: Value| drop(object.insert(name.to_owned(), value));
+    add("job-id", job.id.to_string().into());
+    add("uid", job.uid.clone().into());
+    add("batch-script", json!({"template-name": job.template_name, "variables": job.variables}));
+    add("state", json!(job.state));
+    add("services", services(job));
+    add("details", job.details.clone().into());
+    add("message", job.message.clone().into());
+    add("scheduler-job-id", json!(job.scheduler_job_id));
+    add("outcome", json!(job.outcome));
+    add("exit-code", json!(job.exit_code));
+    for (name, time) in [
+        ("submitted-at", job.submitted_at),
+        ("started-at", job.started_at),
+        ("available-at", job.available_at),
+        ("finished-at", job.finished_at),
+    ] {
+        add(name, time.map(|time| time.strftime("%Y-%m-%dT%H:%M:%SZ").to_string()).into());
+    }
+    object.into()
+}
+
+/// Forwardings are shown while users can connect; the last known ones stay when all is over.
+fn services(job: &Job) -> Value {
+    match job.state {
+        State::Available | State::Finished => json!(job.services),
+        _ => json!([]),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_wrong_with_a_body_is_named() {
+        let cases = [
+            ("", "the body: EOF"),
+            ("[]", "the body: invalid length"),
+            ("7", "the body: invalid type"),
+            (r#"{"uid":"a"}"#, "missing field `template-name`"),
+            (r#"{"uid":7,"template-name":"t"}"#, "uid: invalid type"),
+            (r#"{"uid":"a","template-name":"t","nodes":1}"#, "unknown field `nodes`"),
+            (r#"{"uid":"a","template-name":"t","variables":{"n":2}}"#, "variables.n: invalid type"),
+            (r#"{"uid":"a","template-name":"t"} x"#, "behind the JSON object"),
+            (r#"{"uid":"a","uid":"b","template-name":"t"}"#, "duplicate field `uid`"),
+        ];
+        for (body, expected) in cases {
+            let message = read_job(body.as_bytes()).unwrap_err().message;
+            assert!(message.contains(expected), "{body}: {message}");
+        }
+    }
+
+    #[test]
+    fn credentials_are_read_from_the_basic_scheme_alone() {
+        assert_eq!(basic_credentials("Basic YTpi").unwrap(), b"a:b");
+        assert_eq!(basic_credentials("basic YTpi").unwrap(), b"a:b");
+        for bad in ["Basic", "Basic ???", "Bearer YTpi", ""] {
+            assert_eq!(basic_credentials(bad), None, "{bad}");
+        }
+    }
+
+    #[test]
+    fn a_job_object_has_every_member_that_front_ends_rely_on_and_no_token() {
+        let job = Job { id: 17, token: Some("secret".into()), submitted_at: Some(jiff::Timestamp::UNIX_EPOCH), ..Job::default() };
+        let object = job_object(&job);
+        for member in ["job-id", "batch-script", "uid", "state", "services", "details", "scheduler-job-id", "outcome", "message"] {
+            assert!(object.get(member).is_some(), "{member}");
+        }
+        assert_eq!(object["job-id"], "17");
+        assert_eq!(object["submitted-at"], "1970-01-01T00:00:00Z");
+        assert!(!object.to_string().contains("secret"));
+    }
+
+    #[test]
+    fn only_json_is_json() {
+        assert!(is_json("application/json; charset=utf-8") && is_json("Application/JSON") && !is_json("text/plain"));
+    }
+}

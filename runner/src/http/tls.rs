@@ -1,0 +1,123 @@
+//! The certificate and key of a listener, read once when the program starts.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use rustls::ServerConfig;
+use rustls::pki_types::pem::{self, PemObject};
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+
+use crate::error::{Error, Result};
+
+/// TLS 1.2 and 1.3 with the certificate chain in `certificate` and the private key in `key`, both PEM.
+///
+/// The provider of cryptography is named here, because a process-wide default could be somebody else's choice.
+pub fn load(certificate: &Path, key: &Path) -> Result<Arc<ServerConfig>> {
+    let chain = read_chain(certificate)?;
+    let secret = PrivateKeyDer::from_pem_file(key).map_err(|error| unreadable(key, "private key", &error))?;
+    let mut config = ServerConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
+        .with_safe_default_protocol_versions()
+        .map_err(|error| Error::internal(format!("TLS cannot be set up: {error}")))?
+        .with_no_client_auth()
+        .with_single_cert(chain, secret)
+        .map_err(|error| unfit(certificate, key, &error))?;
+    config.alpn_protocols = vec![b"http/1.1".to_vec()];
+    Ok(Arc::new(config))
+}
+
+fn read_chain(path: &Path) -> Result<Vec<CertificateDer<'static>>> {
+    let chain = CertificateDer::pem_file_iter(path)
+        .and_then(Iterator::collect::<Result<Vec<_>, pem::Error>>)
+        .map_err(|error| unreadable(path, "certificate", &error))?;
+    if chain.is_empty() {
+        return Err(unreadable(path, "certificate", &pem::Error::NoItemsFound));
+    }
+    Ok(chain)
+}
+
+fn unreadable(path: &Path, what: &str, error: &pem::Error) -> Error {
+    let path = path.display();
+    Error::bad_input(match error {
+        pem::Error::Io(error) => format!("{path}: the {what} file cannot be read: {error}"),
+        pem::Error::NoItemsFound => format!("{path}: there is no {what} in this file; it must be PEM, not DER or PKCS#12"),
+        // Its text quotes lines of the file, which may be secret.
+        _ => format!("{path}: the {what} in this file is damaged: it is not valid PEM"),
+    })
+}
+
+fn unfit(certificate: &Path, key: &Path, error: &rustls::Error) -> Error {
+    let (certificate, key) = (certificate.display(), key.display());
+    Error::bad_input(match error {
+        rustls::Error::InconsistentKeys(_) => {
+            format!("{key}: this private key does not belong to the first certificate in {certificate}")
+        }
+        rustls::Error::InvalidCertificate(_) => format!("{certificate}: the first certificate is not valid: {error}"),
+        _ => format!("{key}: this private key cannot be used with {certificate}: {error}"),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::fs;
+
+    struct Files {
+        folder: tempfile::TempDir,
+    }
+
+    impl Files {
+        fn new() -> Self {
+            let files = Self { folder: tempfile::tempdir().unwrap() };
+            for name in ["one", "two"] {
+                files.make(name);
+            }
+            files.write("empty", "");
+            files.write("cut.pem", "-----BEGIN CERTIFICATE-----\nAAAA\n");
+            files.write("cut.key", "-----BEGIN PRIVATE KEY-----\nc2VjcmV0\n");
+            files.write("junk.pem", "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n");
+            files.write("junk.key", "-----BEGIN PRIVATE KEY-----\nAAAA\n-----END PRIVATE KEY-----\n");
+            files
+        }
+
+        fn make(&self, name: &str) {
+            let made = rcgen::generate_simple_self_signed(vec!["localhost".to_owned()]).unwrap();
+            self.write(&format!("{name}.pem"), &made.cert.pem());
+            self.write(&format!("{name}.key"), &made.signing_key.serialize_pem());
+        }
+
+        fn write(&self, name: &str, text: &str) {
+            fs::write(self.folder.path().join(name), text).unwrap();
+        }
+
+        fn load(&self, certificate: &str, key: &str) -> Result<Arc<ServerConfig>> {
+            load(&self.folder.path().join(certificate), &self.folder.path().join(key))
+        }
+    }
+
+    #[test]
+    fn a_matching_pair_is_loaded() {
+        assert_eq!(Files::new().load("one.pem", "one.key").unwrap().alpn_protocols, [b"http/1.1".to_vec()]);
+    }
+
+    #[test]
+    fn what_is_wrong_is_named_with_the_file() {
+        let files = Files::new();
+        let cases = [
+            ("none.pem", "one.key", "none.pem: the certificate file cannot be read"),
+            ("one.pem", "none.key", "none.key: the private key file cannot be read"),
+            ("empty", "one.key", "empty: there is no certificate in this file"),
+            ("one.key", "one.key", "one.key: there is no certificate in this file"),
+            ("one.pem", "one.pem", "one.pem: there is no private key in this file"),
+            ("cut.pem", "one.key", "cut.pem: the certificate in this file is damaged"),
+            ("one.pem", "cut.key", "cut.key: the private key in this file is damaged"),
+            ("junk.pem", "one.key", "junk.pem: the first certificate is not valid"),
+            ("one.pem", "junk.key", "junk.key: this private key cannot be used with"),
+            ("one.pem", "two.key", "two.key: this private key does not belong to the first certificate in"),
+        ];
+        for (certificate, key, expected) in cases {
+            let message = files.load(certificate, key).unwrap_err().message;
+            assert!(message.contains(expected), "{certificate} with {key}: {message}");
+            assert!(!message.contains("c2VjcmV0"), "a secret is shown: {message}");
+        }
+    }
+}

@@ -1,0 +1,313 @@
+//! What running jobs ask for: ports that users can reach.
+//!
+//! A grant goes through these steps, and may be cut off between any two of them:
+//!
+//! 1. *claim*: grant and ports are written down in one transaction;
+//! 2. *install*: the rules are made to be what the ledger says;
+//! 3. *activate*: the grant is marked, and the answer given;
+//! 4. *close*, *install*, *release*: the same way back, when the job has ended.
+//!
+//! A request that comes again resumes after the step that was done; the watcher (`watch::keyhole`) finishes the way back.
+
+mod search;
+
+use crate::cluster::Cluster;
+use crate::domain::grant::{Forwarding, Grant, GrantState};
+use crate::domain::job::{Job, Phase, Seen, State};
+use crate::error::{Error, ErrorKind, Result};
+use crate::gateway::{Gateway, Rule};
+use crate::store::Store;
+use jiff::Timestamp;
+use keyhole_protocol::{Confirm, GrantedPort, Nonce, Purpose, Request, Token, sign, verify};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::net::IpAddr;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+/// How long the same request gets the same answer, if the job does not confirm before. Longer than the client tries.
+const RETRY_WINDOW: Duration = Duration::from_secs(300);
+/// A gateway that failed is chosen last for this long.
+const REST: Duration = Duration::from_secs(30);
+
+/// The verbs.
+pub struct Keyhole {
+    store: Arc<Store>,
+    clusters: Vec<Arc<Cluster>>,
+    max_ports: u32,
+    static_forwarding: bool,
+    resting: Mutex<HashMap<String, Instant>>,
+    /// One writer per gateway and program, so that two of ours never defeat each other.
+    writers: Mutex<HashMap<String, Arc<Mutex<()>>>>,
+    refusals: Mutex<BTreeMap<&'static str, u64>>,
+}
+
+/// A signed answer.
+#[derive(Debug)]
+pub struct Answer {
+    /// The grant, as `keyhole_protocol` writes it.
+    pub body: String,
+    /// Its signature.
+    pub signature: String,
+}
+
+/// Why a request was refused: for the log and the counters alone, so that an attacker learns nothing from the answer.
+struct Refusal(&'static str);
+
+impl Keyhole {
+    /// The verbs on these parts.
+    pub fn new(store: Arc<Store>, clusters: Vec<Arc<Cluster>>, max_ports: u32, static_forwarding: bool) -> Self {
+        if static_forwarding {
+            log::warn!("static forwarding is on (debug.keyholed-static-forwarding): every job gets the same ports");
+        }
+        Self {
+            store,
+            clusters,
+            max_ports,
+            static_forwarding,
+            resting: Mutex::default(),
+            writers: Mutex::default(),
+            refusals: Mutex::default(),
+        }
+    }
+
+    /// How many requests were refused so far, by reason.
+    pub fn refusals(&self) -> BTreeMap<&'static str, u64> {
+        self.refusals.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Gives a job its ports.
+    pub fn grant(&self, body: &[u8], signature: &str, peer: IpAddr) -> Result<Answer> {
+        let request = read(body, Request::parse)?;
+        let (job, token) = self.authenticate(request.job, Purpose::Request, body, signature, peer)?;
+        let cluster = self.cluster(&job)?;
+        if request.ports > self.max_ports {
+            self.count("too many ports", request.job, peer);
+            return Err(Error::bad_input(format!("a job may have at most {} ports, not {}", self.max_ports, request.ports)));
+        }
+        let grant = match self.earlier(cluster, &job, &request, peer)? {
+            Some(grant) => grant,
+            None => {
+                self.check_hosts(cluster, &job, &request, peer)?;
+                self.claim(cluster, &job, &request)?
+            }
+        };
+        self.finish(cluster, &grant)?;
+        Ok(answer(&grant, request.nonce, &token))
+    }
+
+    /// The job has its answer: from now on its request is used up.
+    pub fn confirm(&self, body: &[u8], signature: &str, peer: IpAddr) -> Result<()> {
+        let confirm = read(body, Confirm::parse)?;
+        let (job, _) = self.authenticate(confirm.job, Purpose::Confirm, body, signature, peer)?;
+        let nonce = confirm.nonce.to_string();
+        let mine = |grant: &Grant| (grant.run, &grant.nonce) == (confirm.run, &nonce);
+        self.store.update_grant(&job.cluster, job.id, |grant| grant.confirmed |= mine(grant))?;
+        Ok(())
+    }
+
+    /// The job that the body speaks of, if the body was signed with its token. The same answer and the same work for a job that is not
+    /// there, has ended, or did not sign this.
+    fn authenticate(&self, id: u64, purpose: Purpose, body: &[u8], signature: &str, peer: IpAddr) -> Result<(Job, Token)> {
+        let names: Vec<&str> = self.clusters.iter().map(|cluster| cluster.name.as_str()).collect();
+        let job = self.store.job(&names, id)?;
+        let token = job.as_ref().and_then(|job| Token::from_hex(job.token.as_deref()?).ok());
+        let known = token.is_some();
+        let token = token.unwrap_or_else(|| Token::from_bytes([0; 32]));
+        let signed = verify(&token, purpose, body, signature);
+        match job {
+            Some(job) if signed && known => Ok((job, token)),
+            Some(_) if known => Err(self.refuse(Refusal("wrong signature"), id, peer)),
+            Some(_) => Err(self.refuse(Refusal("the job has ended"), id, peer)),
+            None => Err(self.refuse(Refusal("unknown job"), id, peer)),
+        }
+    }
+
+    fn refuse(&self, reason: Refusal, job: u64, peer: IpAddr) -> Error {
+        self.count(reason.0, job, peer);
+        Error::refused("the request is refused: it is not signed by a running job that may still ask for ports")
+    }
+
+    fn count(&self, reason: &'static str, job: u64, peer: IpAddr) {
+        let mut refusals = self.refusals.lock().unwrap_or_else(PoisonError::into_inner);
+        let count = refusals.entry(reason).or_default();
+        *count += 1;
+        log::warn!("keyhole: job {job}: request from {peer} refused: {reason} ({count} so far)");
+    }
+
+    fn cluster(&self, job: &Job) -> Result<&Arc<Cluster>> {
+        let found = self.clusters.iter().find(|cluster| cluster.name == job.cluster);
+        found.ok_or_else(|| Error::internal(format!("cluster {} is not configured", job.cluster)))
+    }
+
+    /// What this run of the job was given before. An earlier run's grant is withdrawn.
+    fn earlier(&self, cluster: &Cluster, job: &Job, request: &Request, peer: IpAddr) -> Result<Option<Grant>> {
+        let Some(grant) = self.store.grant(&job.cluster, job.id)? else { return Ok(None) };
+        if grant.run < request.run && grant.state != GrantState::Closing {
+            // Only the scheduler knows whether that run is true.
+            self.check_hosts(cluster, job, request, peer)?;
+            self.withdraw(cluster, &grant)?;
+            return Ok(None);
+        }
+        let fresh = Timestamp::now().duration_since(grant.granted_at).unsigned_abs() < RETRY_WINDOW;
+        let same = (grant.run, grant.nonce.as_str()) == (request.run, request.nonce.to_string().as_str());
+        if same && fresh && !grant.confirmed && grant.state != GrantState::Closing {
+            return Ok(Some(grant));
+        }
+        if grant.state == GrantState::Closing && !same {
+            return Err(Error::unavailable("the ports of an earlier run are still being taken back; try again"));
+        }
+        Err(self.refuse(Refusal("already used"), job.id, peer))
+    }
+
+    /// The hosts must be the job's own, and the run the present one, as the scheduler says now.
+    fn check_hosts(&self, cluster: &Cluster, job: &Job, request: &Request, peer: IpAddr) -> Result<()> {
+        let seen = cluster.scheduler.list(std::slice::from_ref(&job.name))?;
+        let Some(seen) = seen.iter().find(|seen| job.is(seen)) else {
+            return Err(Error::unavailable("the scheduler does not show the job yet; try again"));
+        };
+        match judge(seen, request) {
+            Verdict::Fine => {}
+            Verdict::Early => return Err(Error::unavailable("the scheduler does not show the job as running yet; try again")),
+            Verdict::Wrong(reason) => return Err(self.refuse(Refusal(reason), job.id, peer)),
+        }
+        self.store.update_job(&job.cluster, job.id, |job| job.observe(seen, Timestamp::now()))?;
+        Ok(())
+    }
+
+    fn claim(&self, cluster: &Cluster, job: &Job, request: &Request) -> Result<Grant> {
+        let mut last = Error::unavailable("no gateway is configured");
+        for gateway in self.gateways_by_load(cluster)? {
+            let search = search::Search { store: &self.store, cluster, gateway, job, request };
+            let claimed = if self.static_forwarding { search.fixed() } else { search.run() };
+            match claimed {
+                // Nothing of it is installed if this fails, so another gateway may be tried.
+                Ok(grant) => match self.install(cluster, gateway, &grant.blocks()) {
+                    Ok(()) => return Ok(grant),
+                    Err(error) if error.kind == ErrorKind::Unknown => return Err(error),
+                    Err(error) => {
+                        self.store.close_grant(&grant)?;
+                        self.store.release_grant(&grant)?;
+                        last = error;
+                    }
+                },
+                Err(error) => last = error,
+            }
+            log::warn!("keyhole: job {}: gateway {}: {last}", job.id, gateway.address());
+            if last.kind == ErrorKind::Unavailable {
+                self.rest(gateway.address());
+            }
+        }
+        Err(Error { message: format!("no gateway could forward the ports: {}", last.message), ..last })
+    }
+
+    /// Gateways that failed a short while ago come last, then the least loaded first.
+    fn gateways_by_load<'a>(&self, cluster: &'a Cluster) -> Result<Vec<&'a dyn Gateway>> {
+        let addresses: Vec<&str> = cluster.gateways.iter().map(|gateway| gateway.address()).collect();
+        let loads = self.store.loads(&cluster.name, &addresses)?;
+        let resting = self.resting.lock().unwrap_or_else(PoisonError::into_inner);
+        let rests = |address: &str| resting.get(address).is_some_and(|until| *until > Instant::now());
+        let mut gateways: Vec<_> = cluster.gateways.iter().map(AsRef::as_ref).zip(loads).collect();
+        gateways.sort_by_key(|(gateway, load)| (rests(gateway.address()), *load));
+        Ok(gateways.into_iter().map(|(gateway, _)| gateway).collect())
+    }
+
+    fn rest(&self, gateway: &str) {
+        let mut resting = self.resting.lock().unwrap_or_else(PoisonError::into_inner);
+        resting.insert(gateway.to_owned(), Instant::now() + REST);
+    }
+
+    /// Whatever of a claimed grant is not done yet.
+    fn finish(&self, cluster: &Cluster, grant: &Grant) -> Result<()> {
+        if grant.state == GrantState::Claimed {
+            let gateway = cluster.gateway(&grant.gateway).ok_or_else(|| Error::unavailable("the gateway is no longer configured"))?;
+            self.install(cluster, gateway, &grant.blocks())?;
+            let current = self.store.update_grant(&grant.cluster, grant.job, |grant| {
+                if grant.state == GrantState::Claimed {
+                    grant.state = GrantState::Active;
+                }
+            })?;
+            // The job ended meanwhile, and the watcher takes its ports back.
+            if current.is_none_or(|current| current.state != GrantState::Active || current.nonce != grant.nonce) {
+                return Err(Error::unavailable("the job is ending"));
+            }
+        }
+        let ports: Vec<String> = grant.spans.iter().map(|span| span.external_range().to_string()).collect();
+        log::info!("keyhole: job {} has {}:{} for {}", grant.job, grant.external_ip, ports.join(","), grant.target);
+        Ok(())
+    }
+
+    /// Takes a grant back: afterwards its rules are gone and its ports free. May be repeated.
+    pub fn withdraw(&self, cluster: &Cluster, grant: &Grant) -> Result<()> {
+        self.store.close_grant(grant)?;
+        match cluster.gateway(&grant.gateway) {
+            Some(gateway) => self.install(cluster, gateway, &grant.blocks())?,
+            None => log::warn!("keyhole: job {}: gateway {} is no longer configured; its rules stay there", grant.job, grant.gateway),
+        }
+        self.store.release_grant(grant)?;
+        log::info!("keyhole: job {}: forwardings removed from {}", grant.job, grant.gateway);
+        Ok(())
+    }
+
+    /// Makes some blocks of a gateway hold what the ledger says. If somebody changed the ledger meanwhile, their writing and ours may have
+    /// crossed, so it is done again.
+    pub fn install(&self, cluster: &Cluster, gateway: &dyn Gateway, blocks: &BTreeSet<u16>) -> Result<()> {
+        let writer = Arc::clone(self.writers.lock().unwrap_or_else(PoisonError::into_inner).entry(gateway.address().to_owned()).or_default());
+        let _turn = writer.lock().unwrap_or_else(PoisonError::into_inner);
+        let read = || self.store.blocks(&cluster.name, gateway.address(), blocks);
+        let mut before = read()?;
+        loop {
+            let rules = before.iter().map(|(block, _)| (block.block, rules(&cluster.name, &block.forwardings))).collect();
+            gateway.apply(&rules)?;
+            let after = read()?;
+            if after.iter().zip(&before).all(|(after, before)| after.1 == before.1) {
+                return Ok(());
+            }
+            before = after;
+        }
+    }
+}
+
+/// The rules that a block's forwardings ask for.
+pub fn rules(cluster: &str, forwardings: &[Forwarding]) -> BTreeSet<Rule> {
+    let wanted = forwardings.iter().filter(|forwarding| !forwarding.closing);
+    wanted.map(|f| Rule { cluster: cluster.into(), job: f.job, span: f.span, target: f.target.clone() }).collect()
+}
+
+enum Verdict {
+    Fine,
+    Early,
+    Wrong(&'static str),
+}
+
+fn judge(seen: &Seen, request: &Request) -> Verdict {
+    let own: BTreeSet<&String> = seen.nodes.iter().collect();
+    match seen.phase {
+        Phase::Waiting => Verdict::Early,
+        Phase::Running if seen.run != request.run => Verdict::Wrong("not the job's present run"),
+        Phase::Running if !request.nodes.iter().all(|node| own.contains(node)) => Verdict::Wrong("hosts that are not the job's"),
+        Phase::Running => Verdict::Fine,
+        _ => Verdict::Wrong("the job has ended"),
+    }
+}
+
+fn read<T, E: std::fmt::Display>(body: &[u8], parse: impl Fn(&str) -> Result<T, E>) -> Result<T> {
+    let text = std::str::from_utf8(body).map_err(|_| Error::bad_input("the body is not text"))?;
+    parse(text).map_err(|error| Error::bad_input(format!("the body cannot be read: {error}")))
+}
+
+fn answer(grant: &Grant, nonce: Nonce, token: &Token) -> Answer {
+    let ports = grant.services().into_iter().map(|service| GrantedPort {
+        internal: service.internal_port,
+        gateway: service.external_ip,
+        external: service.external_port,
+    });
+    let body = keyhole_protocol::Grant { nonce, ports: ports.collect() }.to_body();
+    let signature = sign(token, Purpose::Grant, body.as_bytes());
+    Answer { body, signature }
+}
+
+/// Whether the forwardings of a job should be there at all.
+pub fn keeps_ports(job: Option<&Job>) -> bool {
+    // Submitted again means that the scheduler started it anew: the next run asks for itself.
+    job.is_some_and(|job| !matches!(job.state, State::Finished | State::Submitted))
+}

@@ -1,0 +1,271 @@
+//! Slurm, by its commands on the command nodes, over ssh.
+//!
+//! `sbatch` runs as the job's owner (`sudo -n -u USER`), with the script on its standard input. All jobs are watched with one
+//! `squeue`, asked for our jobs' exact names: so a foreign job never appears, and none can smuggle a line into the answer with a
+//! clever name. Only fields that a job's owner cannot fill with free text are asked for, for the same reason.
+
+use super::{Scheduler, Submission};
+use crate::command::Output;
+use crate::domain::job::{Outcome, Phase, Seen};
+use crate::domain::shell;
+use crate::domain::user::{User, parse_passwd};
+use crate::error::{Error, ErrorKind, Result};
+use crate::ssh::Node;
+use keyhole_protocol::nodelist;
+use serde_json::{Map, Value};
+use std::collections::HashMap;
+use std::fmt::Write;
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+const SUBMIT_LIMIT: Duration = Duration::from_secs(60);
+const LOOK_LIMIT: Duration = Duration::from_secs(30);
+/// A command node that failed is asked last for this long.
+const REST: Duration = Duration::from_secs(30);
+/// How long we believe what a command node said about an account.
+const USER_CACHE: Duration = Duration::from_secs(60);
+/// Names per `squeue`: one argument of a program holds 128 KiB.
+const NAMES_PER_CALL: usize = 4000;
+/// The last line of a complete answer.
+const END: &str = "bwvisu-end";
+
+/// What we read from `squeue`, in this order; what follows goes into the job's details as it is. The names and this way of writing the
+/// format are the same from Slurm 22.05 to today's.
+const FIELDS: [&str; 25] = [
+    "JobID", "Name", "UserName", "State", "RestartCnt", "exit_code", "NodeList", "Reason", "Account", "Partition", "QOS",
+    "TimeLimit", "SubmitTime", "StartTime", "EndTime", "NumNodes", "NumCPUs", "NumTasks", "MinMemory", "tres-alloc", "BatchHost",
+    "UserID", "GroupName", "Reservation", "WorkDir",
+];
+const LEADING: usize = 8;
+
+/// Slurm behind one or several command nodes.
+pub struct Slurm {
+    nodes: Vec<CommandNode>,
+    with_groups: bool,
+    users: Mutex<HashMap<String, (Instant, User)>>,
+}
+
+struct CommandNode {
+    node: Node,
+    rests_until: Mutex<Option<Instant>>,
+}
+
+impl Slurm {
+    /// Slurm behind `nodes`, which are tried in this order. `with_groups`: also ask for the groups of accounts.
+    pub fn new(nodes: Vec<Node>, with_groups: bool) -> Self {
+        let nodes = nodes.into_iter().map(|node| CommandNode { node, rests_until: Mutex::new(None) }).collect();
+        Self { nodes, with_groups, users: Mutex::new(HashMap::new()) }
+    }
+
+    /// The nodes in the order to try them: those that failed a short while ago come last.
+    fn in_order(&self) -> Vec<&CommandNode> {
+        let mut nodes: Vec<_> = self.nodes.iter().collect();
+        nodes.sort_by_key(|node| node.rests());
+        nodes
+    }
+
+    /// Runs a command on the first node that can: `judge` says what an answer is worth, and `Unavailable` sends us to the
+    /// next node.
+    fn on_first<T>(&self, line: &str, stdin: &[u8], limit: Duration, judge: impl Fn(&Output) -> Result<T>) -> Result<T> {
+        let mut failures = Vec::new();
+        for command_node in self.in_order() {
+            let address = command_node.node.address();
+            let result = command_node.node.run(line, stdin, limit).and_then(|output| judge(&output));
+            match result {
+                Err(error) if error.kind == ErrorKind::Unavailable => {
+                    log::warn!("command node {address}: {error}");
+                    command_node.rest();
+                    failures.push(error.message);
+                }
+                Err(error) => {
+                    if error.kind == ErrorKind::Unknown {
+                        command_node.rest();
+                    }
+                    return Err(error.within(format!("command node {address}")));
+                }
+                Ok(value) => return Ok(value),
+            }
+        }
+        Err(Error::unavailable(format!("no command node could do it: {}", failures.join("; "))))
+    }
+}
+
+impl CommandNode {
+    fn rest(&self) {
+        *self.rests_until.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now() + REST);
+    }
+
+    fn rests(&self) -> bool {
+        self.rests_until.lock().unwrap_or_else(PoisonError::into_inner).is_some_and(|until| until > Instant::now())
+    }
+}
+
+impl Scheduler for Slurm {
+    fn submit(&self, submission: &Submission) -> Result<String> {
+        let line = sbatch_line(submission);
+        self.on_first(&line, submission.script.as_bytes(), SUBMIT_LIMIT, judge_sbatch)
+    }
+
+    fn cancel(&self, user: &str, scheduler_job_id: &str) -> Result<()> {
+        let line = shell::join(["sudo", "-n", "-u", user, "scancel", scheduler_job_id]);
+        self.on_first(&line, b"", LOOK_LIMIT, judge_scancel)
+    }
+
+    fn list(&self, names: &[String]) -> Result<Vec<Seen>> {
+        if names.is_empty() {
+            return Ok(Vec::new());
+        }
+        self.on_first("exec sh", squeue_script(names).as_bytes(), LOOK_LIMIT, judge_squeue)
+    }
+
+    fn user(&self, name: &str) -> Result<Option<User>> {
+        let mut users = self.users.lock().unwrap_or_else(PoisonError::into_inner);
+        users.retain(|_, (since, _)| since.elapsed() < USER_CACHE);
+        if let Some((_, user)) = users.get(name) {
+            return Ok(Some(user.clone()));
+        }
+        drop(users);
+        let found = self.on_first(&user_line(name, self.with_groups), b"", LOOK_LIMIT, judge_user)?;
+        if let Some(user) = &found {
+            let mut users = self.users.lock().unwrap_or_else(PoisonError::into_inner);
+            users.insert(name.to_owned(), (Instant::now(), user.clone()));
+        }
+        Ok(found)
+    }
+}
+
+fn sbatch_line(submission: &Submission) -> String {
+    let name = format!("--job-name={}", submission.name);
+    let folder = format!("--chdir={}", submission.folder);
+    let log = format!("--output={}", submission.log);
+    shell::join(["sudo", "-n", "-u", &submission.user.name, "sbatch", "--parsable", &name, &folder, &log])
+}
+
+fn judge_sbatch(output: &Output) -> Result<String> {
+    if output.status.success() {
+        // `--parsable` prints the id, and `;cluster` behind it in a federation.
+        let id = output.stdout.trim().split(';').next().unwrap_or_default();
+        let good = !id.is_empty() && id.bytes().all(|b| b.is_ascii_digit());
+        return if good { Ok(id.to_owned()) } else { Err(Error::unknown("sbatch succeeded without naming the job")) };
+    }
+    Err(refusal("sbatch", output))
+}
+
+/// What a failed command of Slurm's means for us.
+fn refusal(program: &str, output: &Output) -> Error {
+    let words = output.complaint();
+    // sudo and the shell, or a node whose Slurm is not there: nothing happened, another node may do better.
+    let node_is_unfit = ["sudo:", "not found", "No such file", "Unable to contact slurm controller", "Unable to process configuration"];
+    // The request was sent; whether it was carried out is open.
+    let lost = ["Socket timed out", "Zero Bytes were transmitted", "Unexpected message received", "Connection reset"];
+    if lost.iter().any(|mark| words.contains(mark)) {
+        Error::unknown(format!("{program}: {words}"))
+    } else if node_is_unfit.iter().any(|mark| words.contains(mark)) {
+        Error::unavailable(format!("{program}: {words}"))
+    } else if words.is_empty() {
+        Error::unknown(format!("{program} ended with {} and said nothing", output.status))
+    } else {
+        Error::bad_gateway(format!("the scheduler refused it: {words}"))
+    }
+}
+
+fn judge_scancel(output: &Output) -> Result<()> {
+    let words = output.complaint();
+    let over = ["Invalid job id", "already completing or completed"];
+    if output.status.success() || over.iter().any(|mark| words.contains(mark)) { Ok(()) } else { Err(refusal("scancel", output)) }
+}
+
+fn user_line(name: &str, with_groups: bool) -> String {
+    let name = shell::quote(name);
+    let groups = if with_groups { format!(" && id -Gn -- {name}") } else { String::new() };
+    // 2 is getent's word for "no such account".
+    format!("getent passwd -- {name}{groups}; echo {END} $?")
+}
+
+fn judge_user(output: &Output) -> Result<Option<User>> {
+    let mut lines: Vec<&str> = output.stdout.lines().collect();
+    match lines.pop().and_then(|line| line.strip_prefix(END)).map(str::trim) {
+        Some("0") => {}
+        Some("2") => return Ok(None),
+        _ => return Err(Error::unavailable(format!("getent: {}", output.complaint()))),
+    }
+    let mut user = lines.first().and_then(|line| parse_passwd(line)).ok_or_else(|| Error::unavailable("getent printed no account"))?;
+    user.groups = lines.iter().skip(1).flat_map(|line| line.split_whitespace()).map(str::to_owned).collect();
+    Ok(Some(user))
+}
+
+/// The question is a script on standard input, since thousands of names do not fit into an argument.
+fn squeue_script(names: &[String]) -> String {
+    let format: Vec<String> = FIELDS.iter().map(|field| format!("{field}:0|")).collect();
+    let format = shell::quote(&format.join(","));
+    // The times in the details are UTC like all others.
+    let mut script = "set -e\nexport LC_ALL=C TZ=UTC\n".to_owned();
+    for chunk in names.chunks(NAMES_PER_CALL) {
+        let names = shell::quote(&chunk.join(","));
+        let _ = writeln!(script, "sudo -n squeue --noheader --states=all --name={names} --Format={format} </dev/null");
+    }
+    script + "echo " + END + "\n"
+}
+
+fn judge_squeue(output: &Output) -> Result<Vec<Seen>> {
+    // A squeue that failed is the node's fault until every node has failed.
+    let complete = output.status.success() && output.stdout.lines().last() == Some(END);
+    if !complete {
+        return Err(Error::unavailable(format!("squeue: no complete answer: {}", output.complaint())));
+    }
+    let lines = output.stdout.lines().filter(|line| *line != END);
+    lines.map(parse_line).collect::<Option<_>>().ok_or_else(|| Error::unavailable("squeue: a line of its answer cannot be read"))
+}
+
+/// One line of `squeue`, or nothing if it is not one that we asked for.
+fn parse_line(line: &str) -> Option<Seen> {
+    let fields: Vec<&str> = line.strip_suffix('|')?.split('|').collect();
+    let (leading, rest) = fields.split_first_chunk::<LEADING>().filter(|_| fields.len() == FIELDS.len())?;
+    let [id, name, user, state, run, exit, nodes, reason] = leading.map(|field| field);
+    Some(Seen {
+        scheduler_job_id: Some(id).filter(|id| !id.is_empty() && id.bytes().all(|b| b.is_ascii_digit()))?.to_owned(),
+        name: name.to_owned(),
+        user: user.to_owned(),
+        phase: phase(state),
+        run: run.parse().ok()?,
+        nodes: if nodes.is_empty() { Vec::new() } else { nodelist::expand(nodes).ok()? },
+        exit_code: exit_code(exit.parse().ok()?),
+        reason: Some(reason).filter(|reason| !["", "None", "(null)"].contains(reason)).map(str::to_owned),
+        details: details(state, nodes, reason, rest),
+    })
+}
+
+fn details(state: &str, nodes: &str, reason: &str, rest: &[&str]) -> Map<String, Value> {
+    let known = [("State", state), ("NodeList", nodes), ("Reason", reason)];
+    let rest = FIELDS[LEADING..].iter().copied().zip(rest.iter().copied());
+    known.into_iter().chain(rest).map(|(name, value)| (name.to_owned(), value.into())).collect()
+}
+
+/// Slurm tells the wait status of the batch script: the code in the high byte, else the signal, which shells write as 128 + n.
+fn exit_code(status: i32) -> Option<i32> {
+    Some(if status & 0x7f == 0 { status >> 8 } else { 128 + (status & 0x7f) })
+}
+
+/// Slurm's states as of `squeue`'s manual (JOB STATE CODES).
+fn phase(state: &str) -> Phase {
+    // "CANCELLED by 1000" in accounting's spelling.
+    match state.split([' ', '+']).next().unwrap_or_default() {
+        "PENDING" | "CONFIGURING" | "REQUEUED" | "REQUEUE_HOLD" | "REQUEUE_FED" | "RESV_DEL_HOLD" | "SPECIAL_EXIT" => Phase::Waiting,
+        "RUNNING" | "RESIZING" | "SIGNALING" | "SUSPENDED" | "STOPPED" => Phase::Running,
+        "COMPLETING" | "STAGE_OUT" => Phase::Completing,
+        "COMPLETED" => Phase::Ended(Outcome::Completed),
+        "FAILED" => Phase::Ended(Outcome::Failed),
+        "CANCELLED" | "REVOKED" => Phase::Ended(Outcome::Cancelled),
+        "TIMEOUT" => Phase::Ended(Outcome::Timeout),
+        "OUT_OF_MEMORY" => Phase::Ended(Outcome::OutOfMemory),
+        "NODE_FAIL" => Phase::Ended(Outcome::NodeFail),
+        "BOOT_FAIL" => Phase::Ended(Outcome::BootFail),
+        "DEADLINE" => Phase::Ended(Outcome::Deadline),
+        "PREEMPTED" => Phase::Ended(Outcome::Preempted),
+        other => Phase::Unclear(other.to_owned()),
+    }
+}
+
+#[cfg(test)]
+#[path = "slurm_tests.rs"]
+mod tests;

@@ -1,0 +1,118 @@
+//! What our words to Slurm look like, and what its words mean.
+
+use super::*;
+use std::os::unix::process::ExitStatusExt;
+use std::process::ExitStatus;
+
+fn output(code: i32, stdout: &str, stderr: &str) -> Output {
+    Output { status: ExitStatus::from_raw(code << 8), stdout: stdout.into(), stderr: stderr.into() }
+}
+
+/// As squeue of Slurm 22.05 printed it.
+const LINE: &str = "12|bwvisu-7-0a1b2c3d|alice|RUNNING|1|0|c[0-1]|None|(null)|main|normal|5:00|2026-11-22T01:36:15|2026-11-22T01:36:16|\
+2026-11-22T01:41:16|2|2|2|0|cpu=2,node=2,billing=2|c0|2001|alice|(null)|/srv/home/alice|";
+
+#[test]
+fn a_line_of_squeue_is_read() {
+    let seen = parse_line(LINE).unwrap();
+    assert_eq!((seen.scheduler_job_id.as_str(), seen.name.as_str(), seen.user.as_str()), ("12", "bwvisu-7-0a1b2c3d", "alice"));
+    assert_eq!((seen.phase, seen.run, seen.nodes), (Phase::Running, 1, vec!["c0".to_owned(), "c1".to_owned()]));
+    assert_eq!(seen.details["Partition"], "main");
+    assert_eq!(seen.reason, None);
+}
+
+#[test]
+fn an_answer_counts_only_when_it_is_complete_and_every_line_can_be_read() {
+    let cases = [
+        (output(0, &format!("{LINE}\n{END}\n"), ""), Some(1)),
+        (output(0, &format!("{END}\n"), ""), Some(0)),
+        (output(0, &format!("{LINE}\n"), ""), None),
+        (output(0, &format!("{}\n{END}\n", &LINE[..60]), ""), None),
+        (output(0, &format!("garbage\n{END}\n"), ""), None),
+        (output(1, &format!("{LINE}\n{END}\n"), "slurm_load_jobs error"), None),
+        (output(0, "", ""), None),
+    ];
+    for (output, expected) in cases {
+        assert_eq!(judge_squeue(&output).ok().map(|seen| seen.len()), expected, "{output:?}");
+    }
+}
+
+#[test]
+fn every_state_of_slurms_manual_has_its_phase() {
+    let waiting = ["PENDING", "CONFIGURING", "REQUEUED", "REQUEUE_HOLD", "REQUEUE_FED", "RESV_DEL_HOLD", "SPECIAL_EXIT"];
+    let running = ["RUNNING", "RESIZING", "SIGNALING", "SUSPENDED", "STOPPED"];
+    let ended = [
+        ("BOOT_FAIL", Outcome::BootFail),
+        ("CANCELLED by 1000", Outcome::Cancelled),
+        ("CANCELLED", Outcome::Cancelled),
+        ("COMPLETED", Outcome::Completed),
+        ("DEADLINE", Outcome::Deadline),
+        ("FAILED", Outcome::Failed),
+        ("NODE_FAIL", Outcome::NodeFail),
+        ("OUT_OF_MEMORY", Outcome::OutOfMemory),
+        ("PREEMPTED", Outcome::Preempted),
+        ("REVOKED", Outcome::Cancelled),
+        ("TIMEOUT", Outcome::Timeout),
+    ];
+    waiting.iter().for_each(|word| assert_eq!(phase(word), Phase::Waiting, "{word}"));
+    running.iter().for_each(|word| assert_eq!(phase(word), Phase::Running, "{word}"));
+    ended.iter().for_each(|(word, outcome)| assert_eq!(phase(word), Phase::Ended(*outcome), "{word}"));
+    ["COMPLETING", "STAGE_OUT"].iter().for_each(|word| assert_eq!(phase(word), Phase::Completing, "{word}"));
+    assert_eq!(phase("BRAND_NEW"), Phase::Unclear("BRAND_NEW".into()));
+}
+
+#[test]
+fn exit_codes_and_signals_are_told_as_shells_do() {
+    assert_eq!((exit_code(0), exit_code(768), exit_code(9)), (Some(0), Some(3), Some(137)));
+}
+
+#[test]
+fn the_words_of_sbatch_decide_whether_it_may_have_happened() {
+    let cases = [
+        ("sudo: a password is required", ErrorKind::Unavailable),
+        ("bash: line 1: sbatch: command not found", ErrorKind::Unavailable),
+        ("sbatch: error: Batch job submission failed: Unable to contact slurm controller (connect failure)", ErrorKind::Unavailable),
+        ("sbatch: error: Batch job submission failed: Socket timed out on send/recv operation", ErrorKind::Unknown),
+        ("sbatch: error: Batch job submission failed: Invalid partition name specified", ErrorKind::BadGateway),
+        ("", ErrorKind::Unknown),
+    ];
+    for (stderr, kind) in cases {
+        assert_eq!(judge_sbatch(&output(1, "", stderr)).unwrap_err().kind, kind, "{stderr}");
+    }
+    assert_eq!(judge_sbatch(&output(0, "123;cluster\n", "")).unwrap(), "123");
+    assert_eq!(judge_sbatch(&output(0, "Submitted\n", "")).unwrap_err().kind, ErrorKind::Unknown);
+}
+
+#[test]
+fn cancelling_what_has_ended_is_fine() {
+    assert!(judge_scancel(&output(1, "", "scancel: error: Kill job error on job id 99: Invalid job id specified")).is_ok());
+    assert!(judge_scancel(&output(1, "", "scancel: error: Unable to contact slurm controller")).is_err());
+}
+
+#[test]
+fn an_account_is_there_or_not_or_nobody_could_tell() {
+    let found = judge_user(&output(0, "alice:x:2001:2001::/home/alice:/bin/bash\nalice vis\nbwvisu-end 0\n", "")).unwrap().unwrap();
+    assert_eq!((found.uid, found.groups), (2001, vec!["alice".to_owned(), "vis".to_owned()]));
+    assert_eq!(judge_user(&output(0, "bwvisu-end 2\n", "")).unwrap(), None);
+    assert!(judge_user(&output(0, "bwvisu-end 127\n", "getent: not found")).is_err());
+    assert!(judge_user(&output(0, "", "")).is_err());
+}
+
+#[test]
+fn thousands_of_names_stay_below_the_limit_of_one_argument() {
+    let names: Vec<String> = (0..10_000).map(|i| format!("bwvisu-{i}-0a1b2c3d")).collect();
+    let script = squeue_script(&names);
+    assert_eq!(script.matches("squeue").count(), 3);
+    assert!(script.lines().all(|line| line.len() < 128 << 10));
+}
+
+#[test]
+fn sbatch_gets_everything_by_argument_but_the_script() {
+    let user = User { name: "alice".into(), uid: 2001, gid: 2001, groups: Vec::new() };
+    let submission =
+        Submission { name: "bwvisu-7-x", user: &user, folder: "/srv/ho me/alice", log: "bwvisu-job-7.out", script: "secret" };
+    assert_eq!(
+        sbatch_line(&submission),
+        "sudo -n -u alice sbatch --parsable --job-name=bwvisu-7-x '--chdir=/srv/ho me/alice' --output=bwvisu-job-7.out"
+    );
+}

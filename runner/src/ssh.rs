@@ -1,0 +1,317 @@
+//! Commands on other machines, by the system's `ssh`.
+//!
+//! Each [`Node`] keeps one connection (a *master* in ssh's words) and runs commands as sessions on it, so that a command costs a
+//! few milliseconds. The master's own session is `cat` on a pipe of ours: when this process dies, however it dies, the pipe
+//! closes and the connection ends with it. Nothing here trusts a host that is not in the known-hosts file.
+
+use crate::command::{self, Output, last_words};
+use crate::error::{Error, Result};
+use std::io::{BufRead, BufReader, Read};
+use std::path::{Path, PathBuf};
+use std::process::{Child, ChildStdin, Command, Stdio};
+use std::sync::mpsc::channel;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread;
+use std::time::{Duration, Instant};
+
+/// A stock sshd takes 10 sessions per connection (`MaxSessions`); one is the master's own, and one is left in reserve.
+const SESSIONS: usize = 8;
+/// How long a new connection may take, in seconds; ssh's own limit and ours.
+const CONNECT_SECONDS: u64 = 10;
+/// What a client says that found no master, and whose own connection led nowhere (see [`Node::client`]).
+const NEVER_BEGAN: &str = "UNKNOWN port 65535";
+/// What the master prints once it is there.
+const READY: &str = "bwvisu-ready";
+
+/// What all nodes have in common.
+#[derive(Debug, Clone)]
+pub struct SshOptions {
+    /// The private key; where it is not given, ssh looks where it always looks.
+    pub identity_file: Option<PathBuf>,
+    /// The host keys that we trust.
+    pub known_hosts: PathBuf,
+    /// A private folder for the control sockets.
+    pub sockets: PathBuf,
+}
+
+/// One machine, and our connection to it.
+pub struct Node {
+    address: String,
+    port: u16,
+    user: String,
+    options: SshOptions,
+    master: Mutex<Option<Master>>,
+    sessions: Permits,
+}
+
+impl Node {
+    /// A machine that is reached as `user@address:port`. Does not connect yet.
+    pub fn new(user: &str, address: &str, port: u16, options: SshOptions) -> Self {
+        let sessions = Permits::new(SESSIONS);
+        Self { address: address.into(), port, user: user.into(), options, master: Mutex::new(None), sessions }
+    }
+
+    /// The address, for messages.
+    pub fn address(&self) -> &str {
+        &self.address
+    }
+
+    /// Runs `line` (words already quoted) in the login shell of the other side, with `stdin`, for at most `limit`.
+    ///
+    /// Errors: `Unavailable` when the machine could not be reached (nothing happened there), `Unknown` when the
+    /// connection or the deadline ended before the command did. What the command itself says is in the output.
+    pub fn run(&self, line: &str, stdin: &[u8], limit: Duration) -> Result<Output> {
+        let deadline = Instant::now() + limit;
+        let _session = self.sessions.take(deadline).ok_or_else(|| self.unreachable("all sessions were busy until the deadline"))?;
+        match self.attempt(line, stdin, deadline) {
+            // A connection that had died unnoticed carried nothing, so a new one may try.
+            Err(error) if error.detail.as_ref().is_some_and(|detail| detail.contains(NEVER_BEGAN)) => {
+                log::debug!("{}: {error}; once more", self.address);
+                self.attempt(line, stdin, deadline)
+            }
+            result => result,
+        }
+    }
+
+    fn attempt(&self, line: &str, stdin: &[u8], deadline: Instant) -> Result<Output> {
+        let socket = self.connect(deadline)?;
+        self.judge(command::run(self.client(&socket).arg(line), stdin, deadline))
+    }
+
+    fn judge(&self, output: Result<Output>) -> Result<Output> {
+        match output {
+            Ok(output) if output.status.code() == Some(255) => {
+                // 255 is ssh's own word for a broken connection; the next call makes a new one.
+                self.disconnect();
+                let detail = output.complaint();
+                if detail.contains(NEVER_BEGAN) {
+                    return Err(self.unreachable(&detail));
+                }
+                Err(Error::unknown(format!("the connection to {} broke", self.address)).with_detail(detail))
+            }
+            Ok(output) => Ok(output),
+            Err(error) => {
+                if !self.answers() {
+                    self.disconnect();
+                }
+                Err(error.within(&self.address))
+            }
+        }
+    }
+
+    /// The control socket of a living connection.
+    fn connect(&self, deadline: Instant) -> Result<PathBuf> {
+        let mut master = lock(&self.master);
+        if let Some(master) = master.as_mut()
+            && master.alive()
+        {
+            return Ok(master.socket.clone());
+        }
+        *master = None;
+        let fresh = self.make_master(deadline)?;
+        let socket = fresh.socket.clone();
+        *master = Some(fresh);
+        Ok(socket)
+    }
+
+    fn disconnect(&self) {
+        *lock(&self.master) = None;
+    }
+
+    /// Whether the connection still carries anything: a dead network is otherwise noticed only by ssh's own keep-alive.
+    fn answers(&self) -> bool {
+        let Some(socket) = lock(&self.master).as_ref().map(|master| master.socket.clone()) else { return true };
+        let deadline = Instant::now() + Duration::from_secs(3);
+        command::run(self.client(&socket).arg("true"), b"", deadline).is_ok_and(|output| output.status.success())
+    }
+
+    fn make_master(&self, deadline: Instant) -> Result<Master> {
+        let socket = self.options.sockets.join(socket_name());
+        let mut child = self
+            .ssh(&socket)
+            .args(["-o", "ControlMaster=yes"])
+            .arg(format!("{}@{}", self.user, self.address))
+            .arg(format!("echo {READY}; exec cat >/dev/null"))
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .map_err(|e| Error::unavailable(format!("cannot start ssh: {e}")))?;
+        match await_ready(&mut child, deadline.min(Instant::now() + Duration::from_secs(CONNECT_SECONDS + 2))) {
+            Ok(stdin) => Ok(Master { child, _stdin: stdin, socket }),
+            Err(words) => {
+                command::end(&mut child);
+                Err(self.unreachable(&words))
+            }
+        }
+    }
+
+    fn unreachable(&self, detail: &str) -> Error {
+        let advice = if detail.contains("Host key verification failed") || detail.contains("host key is known") {
+            format!("; its key is not in {}: see `bwvisu-runner hosts trust`", self.options.known_hosts.display())
+        } else {
+            String::new()
+        };
+        Error::unavailable(format!("{} cannot be reached by ssh{advice}", self.address)).with_detail(detail)
+    }
+
+    fn client(&self, socket: &Path) -> Command {
+        let mut command = self.ssh(socket);
+        // Without a master the client would make a connection of its own; the proxy that it would use for that never connects.
+        command.args(["-o", "ControlMaster=no", "-o", "ProxyCommand=false"]).arg(format!("{}@{}", self.user, self.address));
+        command
+    }
+
+    /// `ssh` with everything that both kinds of calls share, and nothing from configuration files of the account or the system.
+    fn ssh(&self, socket: &Path) -> Command {
+        let mut command = Command::new("ssh");
+        command.args(["-F", "none", "-T", "-p", &self.port.to_string(), "-S"]).arg(socket);
+        let known_hosts = format!("UserKnownHostsFile=\"{}\"", self.options.known_hosts.display());
+        let connect = format!("ConnectTimeout={CONNECT_SECONDS}");
+        let settings = [
+            "BatchMode=yes",
+            "StrictHostKeyChecking=yes",
+            "GlobalKnownHostsFile=/dev/null",
+            &known_hosts,
+            &connect,
+            "ServerAliveInterval=5",
+            "ServerAliveCountMax=3",
+            "ForwardAgent=no",
+            "ForwardX11=no",
+            "ClearAllForwardings=yes",
+            "LogLevel=ERROR",
+        ];
+        for setting in settings {
+            command.args(["-o", setting]);
+        }
+        if let Some(file) = &self.options.identity_file {
+            command.args(["-o", "IdentitiesOnly=yes", "-i"]).arg(file);
+        }
+        command
+    }
+}
+
+/// The living end of a connection. Dropping it ends the connection.
+struct Master {
+    child: Child,
+    /// Held open: its end is the other side's sign that we are gone.
+    _stdin: ChildStdin,
+    socket: PathBuf,
+}
+
+impl Master {
+    fn alive(&mut self) -> bool {
+        matches!(self.child.try_wait(), Ok(None))
+    }
+}
+
+impl Drop for Master {
+    fn drop(&mut self) {
+        command::end(&mut self.child);
+        // A killed ssh leaves its socket behind.
+        let _ = std::fs::remove_file(&self.socket);
+    }
+}
+
+/// Waits until the master says that it is there; else returns what it complained about.
+fn await_ready(child: &mut Child, deadline: Instant) -> Result<ChildStdin, String> {
+    let (sender, receiver) = channel();
+    let (Some(stdin), Some(stdout), Some(stderr)) = (child.stdin.take(), child.stdout.take(), child.stderr.take()) else {
+        return Err("no pipes to ssh".into());
+    };
+    let complaints = Arc::new(Mutex::new(String::new()));
+    let kept = Arc::clone(&complaints);
+    // Lives as long as the master: an ssh that cannot write its complaints would hang.
+    let keep = thread::Builder::new().name("ssh-stderr".into()).stack_size(128 << 10).spawn(move || keep_last(stderr, &kept));
+    let ready = thread::Builder::new().name("ssh-ready".into()).stack_size(128 << 10).spawn(move || {
+        let mut line = String::new();
+        // A login shell may print a greeting first.
+        let mut lines = BufReader::new(stdout.take(64 << 10));
+        while lines.read_line(&mut line).is_ok_and(|n| n > 0) && !line.ends_with(&format!("{READY}\n")) {
+            line.clear();
+        }
+        let _ = sender.send(!line.is_empty());
+    });
+    if keep.is_err() || ready.is_err() {
+        return Err("no thread could be started".into());
+    }
+    match receiver.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
+        Ok(true) => Ok(stdin),
+        Ok(false) => {
+            // The complaint may be a moment behind the end of the output.
+            thread::sleep(Duration::from_millis(50));
+            Err(last_words(&lock(&complaints)))
+        }
+        Err(_) => Err(format!("no connection within the time. {}", last_words(&lock(&complaints)))),
+    }
+}
+
+fn keep_last(mut stderr: impl Read, kept: &Mutex<String>) {
+    let mut buffer = [0; 1024];
+    while let Ok(n @ 1..) = stderr.read(&mut buffer) {
+        let mut kept = lock(kept);
+        if kept.len() < 4096 {
+            kept.push_str(&String::from_utf8_lossy(&buffer[..n]));
+        }
+    }
+}
+
+/// A new name for every connection: the socket of one that just died may still be there. Short, as paths of sockets must be.
+fn socket_name() -> String {
+    use std::sync::atomic::{AtomicU64, Ordering};
+    static COUNT: AtomicU64 = AtomicU64::new(0);
+    format!("{}-{}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed))
+}
+
+/// How many commands may run at once on one connection.
+struct Permits {
+    free: Mutex<usize>,
+    returned: Condvar,
+}
+
+struct Permit<'a>(&'a Permits);
+
+impl Permits {
+    fn new(count: usize) -> Self {
+        Self { free: Mutex::new(count), returned: Condvar::new() }
+    }
+
+    fn take(&self, deadline: Instant) -> Option<Permit<'_>> {
+        let left = deadline.saturating_duration_since(Instant::now());
+        let waited = self.returned.wait_timeout_while(lock(&self.free), left, |free| *free == 0);
+        let (mut free, timeout) = waited.unwrap_or_else(PoisonError::into_inner);
+        if timeout.timed_out() && *free == 0 {
+            return None;
+        }
+        *free -= 1;
+        Some(Permit(self))
+    }
+}
+
+impl Drop for Permit<'_> {
+    fn drop(&mut self) {
+        *lock(&self.0.free) += 1;
+        self.0.returned.notify_one();
+    }
+}
+
+/// What a lock protects here stays right when a thread panics while it holds it.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_more_sessions_than_a_stock_sshd_takes() {
+        let permits = Permits::new(2);
+        let soon = || Instant::now() + Duration::from_millis(20);
+        let first = permits.take(soon());
+        let second = permits.take(soon());
+        assert!(first.is_some() && second.is_some() && permits.take(soon()).is_none());
+        drop(first);
+        assert!(permits.take(soon()).is_some());
+    }
+}

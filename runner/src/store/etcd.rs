@@ -1,0 +1,229 @@
+//! The store in etcd, for several runners on one database.
+//!
+//! etcd-client is asynchronous: one background thread drives its runtime, and callers block on their own threads.
+
+mod config;
+mod faults;
+mod lead;
+mod members;
+
+use std::thread::{self, JoinHandle};
+use std::time::Duration;
+
+use etcd_client::{Compare, CompareOp, GetOptions, GetResponse, Txn, TxnOp, TxnOpResponse};
+use tokio::runtime::{Builder, Handle};
+use tokio::sync::oneshot;
+use tokio::time::Instant;
+
+pub use self::config::{EtcdConfig, EtcdTls};
+use self::lead::Lease;
+use self::members::{Members, Repeat};
+use super::limits::{MAX_KEYS, check_change, check_read};
+use super::{Backend, Change, Versioned};
+use crate::error::{Error, Result};
+
+/// All keys of ours begin so; other programs may use the same etcd.
+const ROOT: &str = "/bwvisu-runner/";
+/// How many operations a nested transaction holds. etcd's default limit of 128 counts the longest list on each level, and its
+/// own levels below: 120 + 8.
+const NEST: usize = 8;
+/// How many keys a page of a scan holds, unless they are large.
+const PAGE: i64 = 512;
+
+/// The store in etcd. Several values in one process are independent programs.
+pub struct Etcd {
+    runtime: Handle,
+    members: Members,
+    lease: Lease,
+    timeout: Duration,
+    // Dropping the sender ends the thread.
+    stop: Option<oneshot::Sender<()>>,
+    driver: Option<JoinHandle<()>>,
+}
+
+impl Etcd {
+    /// Checks `config` and begins. No server is asked yet: the runner starts while etcd is down, and finds it when it is back.
+    pub fn connect(config: EtcdConfig) -> Result<Etcd> {
+        let timeout = config.timeout;
+        let lease = Lease::new()?;
+        let (runtime, stop, driver) = start_driver()?;
+        // From here on the value's Drop ends the thread.
+        let mut etcd = Etcd { runtime, members: Members::none(), lease, timeout, stop: Some(stop), driver: Some(driver) };
+        etcd.members = etcd.runtime.block_on(Members::new(&config))?;
+        Ok(etcd)
+    }
+
+    fn deadline(&self) -> Instant {
+        Instant::now() + self.timeout
+    }
+
+    /// One page of a scan, of the database as it was at `revision` (0: as it is).
+    async fn page(&self, from: &str, end: &[u8], revision: i64, count: i64, deadline: Instant) -> Result<GetResponse> {
+        let options = GetOptions::new().with_range(end).with_limit(count).with_revision(revision);
+        let read = |client: etcd_client::Client| {
+            let options = options.clone();
+            async move { members::kv(&client).get(from, Some(options)).await }
+        };
+        self.members.call(deadline, Repeat::Always, read).await.map_err(|fault| fault.of_read())
+    }
+
+    async fn scan_pages(&self, prefix: &str) -> Result<Vec<(String, Versioned)>> {
+        let (mut from, end) = (format!("{ROOT}{prefix}"), end_of(prefix));
+        let (mut found, mut revision, mut count) = (Vec::new(), 0, PAGE);
+        loop {
+            let page = match self.page(&from, &end, revision, count, self.deadline()).await {
+                // Large values: less of them at once.
+                Err(error) if faults::is_too_large(&error) && count > 1 => {
+                    count /= 2;
+                    continue;
+                }
+                page => page?,
+            };
+            revision = page.header().map_or(revision, |header| if revision == 0 { header.revision() } else { revision });
+            for entry in page.kvs() {
+                found.push((key_of(entry)?, versioned(entry)));
+            }
+            let Some(last) = page.kvs().last().filter(|_| page.more()) else { return Ok(found) };
+            // The smallest key after the last one.
+            from = format!("{}\0", utf8(last.key())?);
+        }
+    }
+}
+
+impl Drop for Etcd {
+    fn drop(&mut self) {
+        self.stop = None;
+        if let Some(driver) = self.driver.take() {
+            let _ = driver.join();
+        }
+    }
+}
+
+impl Backend for Etcd {
+    fn get(&self, keys: &[String]) -> Result<Vec<Option<Versioned>>> {
+        check_read(keys.len())?;
+        let gets: Vec<TxnOp> = keys.iter().map(|key| TxnOp::get(full(key), None)).collect();
+        let txn = Txn::new().and_then(gets);
+        let read = |client: etcd_client::Client| {
+            let txn = txn.clone();
+            async move { members::kv(&client).txn(txn).await }
+        };
+        let call = self.members.call(self.deadline(), Repeat::Always, read);
+        let response = self.runtime.block_on(call).map_err(|fault| fault.of_read())?;
+        let found: Vec<_> = response.op_responses().iter().map(first_of).collect();
+        if found.len() == keys.len() { Ok(found) } else { Err(Error::internal("etcd answered to other keys than were asked")) }
+    }
+
+    fn scan(&self, prefix: &str) -> Result<Vec<(String, Versioned)>> {
+        // A compaction may overtake the pages; from the beginning then, twice at most.
+        for _ in 0..2 {
+            match self.runtime.block_on(self.scan_pages(prefix)) {
+                Err(error) if faults::is_compacted(&error) => {}
+                outcome => return outcome,
+            }
+        }
+        self.runtime.block_on(self.scan_pages(prefix))
+    }
+
+    fn commit(&self, change: &Change) -> Result<bool> {
+        check_change(change)?;
+        let txn = transaction(change);
+        let write = |client: etcd_client::Client| {
+            let txn = txn.clone();
+            async move { members::kv(&client).txn(txn).await }
+        };
+        let call = self.members.call(self.deadline(), Repeat::IfNotDone, write);
+        self.runtime.block_on(call).map(|response| response.succeeded()).map_err(|fault| fault.of_write())
+    }
+
+    fn lead(&self, role: &str) -> Result<bool> {
+        self.runtime.block_on(self.lease.lead(&self.members, &full(&format!("leaders/{role}")), self.timeout))
+    }
+
+    fn resign(&self) {
+        self.runtime.block_on(self.lease.resign(&self.members, self.deadline()));
+    }
+}
+
+type Driver = (Handle, oneshot::Sender<()>, JoinHandle<()>);
+
+/// The thread that moves bytes and watches clocks for all callers, until the sender is dropped.
+fn start_driver() -> Result<Driver> {
+    let fault = |error: std::io::Error| Error::unavailable(format!("no thread for etcd: {error}"));
+    let runtime = Builder::new_current_thread().enable_all().build().map_err(fault)?;
+    let handle = runtime.handle().clone();
+    let (stop, stopped) = oneshot::channel::<()>();
+    let drive = move || {
+        // An error is the sender's end, which is what we wait for.
+        let _ = runtime.block_on(stopped);
+    };
+    let driver = thread::Builder::new().name("etcd".to_owned()).spawn(drive).map_err(fault)?;
+    Ok((handle, stop, driver))
+}
+
+fn full(key: &str) -> String {
+    format!("{ROOT}{key}")
+}
+
+/// The first key after all that begin with `prefix`: the last byte of UTF-8 is never the highest, so one more is enough.
+fn end_of(prefix: &str) -> Vec<u8> {
+    let mut end = full(prefix).into_bytes();
+    if let Some(last) = end.last_mut() {
+        *last += 1;
+    }
+    end
+}
+
+fn utf8(key: &[u8]) -> Result<&str> {
+    std::str::from_utf8(key)
+        .map_err(|_| Error::internal(format!("a key below {ROOT} in etcd is not UTF-8; it is not the runner's")))
+}
+
+fn key_of(entry: &etcd_client::KeyValue) -> Result<String> {
+    let key = utf8(entry.key())?;
+    Ok(key.strip_prefix(ROOT).unwrap_or(key).to_owned())
+}
+
+fn versioned(entry: &etcd_client::KeyValue) -> Versioned {
+    Versioned { value: entry.value().to_owned(), version: u64::try_from(entry.mod_revision()).unwrap_or(0) }
+}
+
+fn first_of(response: &TxnOpResponse) -> Option<Versioned> {
+    match response {
+        TxnOpResponse::Get(found) => found.kvs().first().map(versioned),
+        _ => None,
+    }
+}
+
+/// `change` as one transaction. Many writes are put into nested ones, which etcd does in the same step.
+fn transaction(change: &Change) -> Txn {
+    let compares: Vec<Compare> = change.expect.iter().map(|(key, version)| unchanged(key, *version)).collect();
+    let puts = change.put.iter().map(|(key, value)| TxnOp::put(full(key), value.as_slice(), None));
+    let deletes = change.delete.iter().map(|key| TxnOp::delete(full(key), None));
+    let mut writes: Vec<TxnOp> = puts.chain(deletes).collect();
+    if writes.len() > MAX_KEYS {
+        writes = writes.chunks(NEST).map(|some| TxnOp::txn(Txn::new().and_then(some))).collect();
+    }
+    Txn::new().when(compares).and_then(writes)
+}
+
+fn unchanged(key: &str, version: u64) -> Compare {
+    // An absent key compares as 0; a version that etcd cannot have is never met.
+    Compare::mod_revision(full(key), CompareOp::Equal, i64::try_from(version).unwrap_or(-1))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_end_of_a_prefix_is_the_first_key_behind_it() {
+        for (prefix, inside, behind) in [("a/", "a/\u{10ffff}", "a0"), ("", "z", "0"), ("ü", "ü/1", "ý")] {
+            let end = end_of(prefix);
+            assert!(full(inside).into_bytes() < end, "{prefix}: {inside} is inside");
+            if !prefix.is_empty() {
+                assert!(full(behind).into_bytes() >= end, "{prefix}: {behind} is behind");
+            }
+        }
+    }
+}

@@ -1,0 +1,200 @@
+//! What an error of etcd's means for us: whether it happened nevertheless, whether another member may do better, and what to mend.
+
+use std::error::Error as StdError;
+
+use tonic::{Code, ConnectError, Status};
+
+use super::ROOT;
+use crate::error::{Error, ErrorKind};
+
+const COMPACTED: &str = "etcd forgot the past that was being read";
+const TOO_LARGE: &str = "an answer of etcd's is too large";
+
+/// An attempt that failed.
+#[derive(Debug)]
+pub(super) struct Fault {
+    /// It certainly did not happen.
+    pub(super) not_done: bool,
+    /// Worth trying again, at another member or over a fresh connection.
+    pub(super) elsewhere: bool,
+    /// What to say of it.
+    pub(super) error: Error,
+}
+
+impl Fault {
+    /// No answer within the time that this attempt had.
+    pub(super) fn timeout(not_done: bool) -> Self {
+        Self { not_done, elsewhere: true, error: Error::unavailable("etcd does not answer in time") }
+    }
+
+    /// For a call that changes nothing: whether it happened is no question.
+    pub(super) fn of_read(self) -> Error {
+        self.error
+    }
+
+    /// For a call that changes something.
+    pub(super) fn of_write(self) -> Error {
+        if self.not_done {
+            return self.error;
+        }
+        let message = format!("the change may or may not be written: {}", self.error.message);
+        Error { kind: ErrorKind::Unknown, message, detail: self.error.detail }
+    }
+
+    fn refused(error: Error) -> Self {
+        Self { not_done: true, elsewhere: false, error }
+    }
+}
+
+/// Whether the scan was overtaken by a compaction.
+pub(super) fn is_compacted(error: &Error) -> bool {
+    error.message == COMPACTED
+}
+
+/// Whether the answer was above our limit.
+pub(super) fn is_too_large(error: &Error) -> bool {
+    error.message == TOO_LARGE
+}
+
+/// Judges what etcd-client returned.
+pub(super) fn judge(error: etcd_client::Error) -> Fault {
+    match error {
+        etcd_client::Error::GRpcStatus(status) if never_sent(&status) => unreachable_member(&status),
+        etcd_client::Error::GRpcStatus(status) => match complaint(&status) {
+            // A token that has ended is replaced by a fresh login.
+            Some(message) if status.code() == Code::Unauthenticated => {
+                Fault { not_done: true, elsewhere: true, error: Error::unavailable(message) }
+            }
+            Some(message) => Fault::refused(Error::unavailable(message)),
+            None => answered(&status),
+        },
+        etcd_client::Error::TransportError(error) => Fault::refused(
+            Error::bad_input("the connection to etcd cannot be set up: check its endpoints and certificate files")
+                .with_detail(chain(&error)),
+        ),
+        other => Fault {
+            not_done: false,
+            elsewhere: true,
+            error: Error::unavailable("etcd's answer made no sense").with_detail(other.to_string()),
+        },
+    }
+}
+
+/// The connection was never made, so nothing was sent.
+fn never_sent(status: &Status) -> bool {
+    let mut cause: Option<&(dyn StdError + 'static)> = status.source();
+    while let Some(error) = cause {
+        if error.is::<ConnectError>() {
+            return true;
+        }
+        cause = error.source();
+    }
+    false
+}
+
+fn unreachable_member(status: &Status) -> Fault {
+    let error = Error::unavailable("etcd cannot be reached").with_detail(chain(status));
+    Fault { not_done: true, elsewhere: true, error }
+}
+
+/// What an operator has to mend; none of it happened.
+fn complaint(status: &Status) -> Option<String> {
+    let message = status.message();
+    let says = |part: &str| message.contains(part);
+    let advice = match status.code() {
+        Code::InvalidArgument if says("authentication failed") => {
+            "etcd refused the user or the password: check etcd-user and etcd-password".to_owned()
+        }
+        Code::InvalidArgument if says("user name is empty") => "etcd asks for a user: set etcd-user and etcd-password".to_owned(),
+        Code::FailedPrecondition if says("authentication is not enabled") => {
+            "etcd-user is set, but etcd's authentication is switched off: enable it, or remove etcd-user".to_owned()
+        }
+        Code::PermissionDenied => format!("etcd-user may not do this: grant its role readwrite on the prefix {ROOT}"),
+        Code::Unauthenticated => "etcd does not accept our login: check etcd-user and etcd-password".to_owned(),
+        Code::ResourceExhausted if says("space exceeded") => {
+            "etcd's database is full: compact and defragment it, raise its quota, disarm the alarm".to_owned()
+        }
+        _ => return None,
+    };
+    Some(advice)
+}
+
+/// Everything else that came back as a status, from the server or from the connection.
+fn answered(status: &Status) -> Fault {
+    let detail = format!("{:?}: {}", status.code(), chain(status));
+    let from_server = status.message().starts_with("etcdserver: ");
+    let says = |part: &str| status.message().contains(part);
+    let fault = |not_done, elsewhere, error: Error| Fault { not_done, elsewhere, error: error.with_detail(detail) };
+    match status.code() {
+        Code::OutOfRange if says("message length too large") => fault(false, false, Error::internal(TOO_LARGE)),
+        Code::OutOfRange if says("has been compacted") => fault(true, false, Error::unavailable(COMPACTED)),
+        Code::InvalidArgument if says("revision of auth store is old") => {
+            fault(true, true, Error::unavailable("etcd's users changed meanwhile"))
+        }
+        // etcd's own limit, and that of its transport, which is a little higher.
+        Code::InvalidArgument | Code::ResourceExhausted if says("too large") || says("larger than max") => {
+            fault(true, false, Error::internal("a change is larger than etcd takes: raise its --max-request-bytes"))
+        }
+        Code::ResourceExhausted if from_server => fault(true, true, Error::unavailable("etcd has too much to do")),
+        Code::InvalidArgument | Code::NotFound | Code::FailedPrecondition | Code::OutOfRange | Code::Unimplemented
+            if from_server =>
+        {
+            fault(true, false, Error::internal("etcd refused a request"))
+        }
+        Code::Unavailable if says("no leader") => fault(true, true, Error::unavailable("etcd has no leader at the moment")),
+        _ => fault(false, true, Error::unavailable("etcd broke off")),
+    }
+}
+
+/// An error with its causes, which say what really was the matter.
+fn chain(error: &(dyn StdError + 'static)) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        let next = error.to_string();
+        if !text.contains(&next) {
+            text = format!("{text}: {next}");
+        }
+        cause = error.source();
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn judged(code: Code, message: &str) -> Fault {
+        judge(etcd_client::Error::GRpcStatus(Status::new(code, message)))
+    }
+
+    #[test]
+    fn only_what_certainly_did_not_happen_is_said_not_to_have_happened() {
+        let cases = [
+            (Code::PermissionDenied, "etcdserver: permission denied", true, false, "readwrite"),
+            (
+                Code::InvalidArgument,
+                "etcdserver: authentication failed, invalid user ID or password",
+                true,
+                false,
+                "etcd-password",
+            ),
+            (Code::InvalidArgument, "etcdserver: user name is empty", true, false, "set etcd-user"),
+            (Code::FailedPrecondition, "etcdserver: authentication is not enabled", true, false, "switched off"),
+            (Code::ResourceExhausted, "etcdserver: mvcc: database space exceeded", true, false, "full"),
+            (Code::InvalidArgument, "etcdserver: revision of auth store is old", true, true, "users"),
+            (Code::Unavailable, "etcdserver: no leader", true, true, "no leader"),
+            (Code::Unavailable, "etcdserver: leader changed", false, true, "broke off"),
+            (Code::Unavailable, "etcdserver: request timed out", false, true, "broke off"),
+            (Code::Cancelled, "operation was canceled", false, true, "broke off"),
+            (Code::Unknown, "transport error", false, true, "broke off"),
+        ];
+        for (code, message, not_done, elsewhere, says) in cases {
+            let fault = judged(code, message);
+            assert_eq!((fault.not_done, fault.elsewhere), (not_done, elsewhere), "{message}");
+            assert!(fault.error.message.contains(says), "{message}: {}", fault.error.message);
+            let kind = if not_done { ErrorKind::Unavailable } else { ErrorKind::Unknown };
+            assert_eq!(fault.of_write().kind, kind, "{message}");
+        }
+    }
+}

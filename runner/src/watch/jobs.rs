@@ -1,0 +1,204 @@
+//! The scheduler's watcher: one question per cycle for all unfinished jobs.
+//!
+//! A failed look says nothing and changes nothing. A job that the scheduler does not show is believed to be gone only after two
+//! good looks in a row.
+
+use crate::cluster::Cluster;
+use crate::domain::job::{Job, Outcome, Seen};
+use crate::error::Result;
+use crate::jobs::lingers;
+use crate::store::Store;
+use jiff::{SignedDuration, Timestamp};
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+/// So long a submission may be under way: a job without a scheduler's id that is younger may still get one.
+const SUBMISSION_LIMIT: SignedDuration = SignedDuration::from_secs(120);
+/// How often old finished jobs are removed.
+const SWEEP_INTERVAL: Duration = Duration::from_secs(600);
+
+/// The watcher of one cluster.
+pub struct JobsWatch {
+    store: Arc<Store>,
+    cluster: Arc<Cluster>,
+    keep_finished: Duration,
+    misses: HashMap<u64, u32>,
+    last_sweep: Option<Instant>,
+}
+
+/// What one look means for one job.
+#[derive(Debug, Clone, PartialEq)]
+enum Step {
+    /// It is there.
+    Observe(Seen),
+    /// It was not there for the first time.
+    Missed,
+    /// It is gone for good.
+    Gone,
+    /// Its submission may still be under way.
+    Patience,
+}
+
+impl JobsWatch {
+    /// The watcher of `cluster`, which keeps finished jobs for `keep_finished`.
+    pub fn new(store: Arc<Store>, cluster: Arc<Cluster>, keep_finished: Duration) -> Self {
+        Self { store, cluster, keep_finished, misses: HashMap::new(), last_sweep: None }
+    }
+
+    /// One look, and what follows from it.
+    pub fn cycle(&mut self) -> Result<()> {
+        let jobs = self.store.active_jobs(&self.cluster.name)?;
+        let names: Vec<String> = jobs.iter().map(|job| job.name.clone()).collect();
+        let seen = self.cluster.scheduler.list(&names)?;
+        self.misses.retain(|id, _| jobs.iter().any(|job| job.id == *id));
+        let by_name = by_name(seen);
+        for job in &jobs {
+            let found = by_name.get(job.name.as_str()).and_then(|seen| seen.iter().find(|seen| job.is(seen)));
+            let step = plan(job, found, self.misses.get(&job.id).copied().unwrap_or(0), Timestamp::now());
+            if let Err(error) = self.perform(job, step) {
+                log::warn!("job {}: {error}", job.id);
+            }
+        }
+        self.sweep()
+    }
+
+    fn perform(&mut self, job: &Job, step: Step) -> Result<()> {
+        match step {
+            Step::Observe(seen) => {
+                self.misses.remove(&job.id);
+                self.observe(job, &seen)
+            }
+            Step::Missed => {
+                *self.misses.entry(job.id).or_default() += 1;
+                Ok(())
+            }
+            Step::Gone => self.end(job),
+            Step::Patience => Ok(()),
+        }
+    }
+
+    fn observe(&self, job: &Job, seen: &Seen) -> Result<()> {
+        // Who changed the job after we read it had a newer look than ours.
+        let unchanged = |now: &Job| now.state == job.state && now.scheduler_job_id == job.scheduler_job_id;
+        let after = self.store.update_job(&job.cluster, job.id, |now| {
+            if unchanged(now) || now.scheduler_job_id.is_none() {
+                now.observe(seen, Timestamp::now());
+            }
+        })?;
+        let Some(after) = after else { return Ok(()) };
+        if after.state != job.state {
+            log::info!("job {}: {:?}: {}", job.id, after.state, after.message);
+        }
+        if lingers(&after, seen) {
+            self.cluster.scheduler.cancel(&after.user, &seen.scheduler_job_id)?;
+        }
+        Ok(())
+    }
+
+    fn end(&mut self, job: &Job) -> Result<()> {
+        self.misses.remove(&job.id);
+        let (outcome, message) = ending(job);
+        self.store.update_job(&job.cluster, job.id, |job| job.finish(outcome, None, &message, Timestamp::now()))?;
+        log::info!("job {}: Finished: {message}", job.id);
+        Ok(())
+    }
+
+    fn sweep(&mut self) -> Result<()> {
+        if self.last_sweep.is_some_and(|last| last.elapsed() < SWEEP_INTERVAL) {
+            return Ok(());
+        }
+        self.last_sweep = Some(Instant::now());
+        let keep = SignedDuration::try_from(self.keep_finished).unwrap_or(SignedDuration::MAX);
+        let Ok(before) = Timestamp::now().checked_sub(keep) else { return Ok(()) };
+        match self.store.remove_finished(&self.cluster.name, before)? {
+            0 => {}
+            count => log::info!("{count} finished jobs were removed after their time"),
+        }
+        Ok(())
+    }
+}
+
+fn by_name(seen: Vec<Seen>) -> HashMap<String, Vec<Seen>> {
+    let mut map: HashMap<String, Vec<Seen>> = HashMap::new();
+    for seen in seen {
+        map.entry(seen.name.clone()).or_default().push(seen);
+    }
+    map
+}
+
+fn plan(job: &Job, found: Option<&Seen>, misses: u32, now: Timestamp) -> Step {
+    let young = job.submitted_at.is_some_and(|at| now.duration_since(at) < SUBMISSION_LIMIT);
+    match found {
+        Some(seen) => Step::Observe(seen.clone()),
+        None if job.scheduler_job_id.is_none() && young => Step::Patience,
+        None if misses == 0 => Step::Missed,
+        None => Step::Gone,
+    }
+}
+
+fn ending(job: &Job) -> (Outcome, String) {
+    match (&job.scheduler_job_id, job.cancel_requested) {
+        (None, true) => (Outcome::Cancelled, "cancelled before the scheduler had it".into()),
+        (None, false) => (Outcome::Failed, "the submission was cut off before the scheduler took it; submit it again".into()),
+        (Some(_), true) => (Outcome::Cancelled, format!("cancelled; its log is {}", job.log)),
+        (Some(_), false) => {
+            (Outcome::Unknown, format!("it ended while nobody looked, and the scheduler no longer knows how; its log is {}", job.log))
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::domain::job::{Phase, State};
+
+    fn job(scheduler_job_id: Option<&str>, age: i64) -> Job {
+        Job {
+            id: 1,
+            scheduler_job_id: scheduler_job_id.map(str::to_owned),
+            submitted_at: Some(Timestamp::from_second(1000 - age).unwrap()),
+            ..Job::default()
+        }
+    }
+
+    fn step(job: &Job, found: Option<&Seen>, misses: u32) -> Step {
+        plan(job, found, misses, Timestamp::from_second(1000).unwrap())
+    }
+
+    #[test]
+    fn a_job_is_gone_only_after_two_looks_that_missed_it() {
+        assert_eq!(step(&job(Some("7"), 10), None, 0), Step::Missed);
+        assert_eq!(step(&job(Some("7"), 10), None, 1), Step::Gone);
+    }
+
+    #[test]
+    fn a_submission_under_way_is_waited_for_and_one_that_was_cut_off_is_given_up() {
+        assert_eq!(step(&job(None, 10), None, 5), Step::Patience);
+        assert_eq!(step(&job(None, 300), None, 0), Step::Missed);
+        assert_eq!(step(&job(None, 300), None, 1), Step::Gone);
+    }
+
+    #[test]
+    fn a_job_that_is_there_is_observed_whatever_was_missed_before() {
+        let seen = Seen {
+            scheduler_job_id: "7".into(),
+            name: String::new(),
+            user: String::new(),
+            phase: Phase::Running,
+            run: 0,
+            nodes: Vec::new(),
+            exit_code: None,
+            reason: None,
+            details: serde_json::Map::new(),
+        };
+        assert_eq!(step(&job(Some("7"), 10), Some(&seen), 1), Step::Observe(seen));
+    }
+
+    #[test]
+    fn how_a_vanished_job_ended_depends_on_what_was_known() {
+        assert_eq!(ending(&job(None, 0)).0, Outcome::Failed);
+        assert_eq!(ending(&Job { cancel_requested: true, ..job(Some("7"), 0) }).0, Outcome::Cancelled);
+        assert_eq!(ending(&Job { state: State::Running, ..job(Some("7"), 0) }).0, Outcome::Unknown);
+    }
+}

@@ -1,0 +1,152 @@
+//! The watcher of forwarded services: what listens, what should be installed, what must go.
+//!
+//! What is installed is listed *before* the store is read: so a rule that a neighbour has just installed is in the store by
+//! then, and is never taken for a stray.
+
+use crate::cluster::Cluster;
+use crate::domain::grant::{Grant, GrantState};
+use crate::domain::job::{Job, State};
+use crate::error::Result;
+use crate::gateway::{Gateway, Installed, Probe, Rule, Target};
+use crate::keyhole::{Keyhole, keeps_ports, rules};
+use crate::store::Store;
+use jiff::Timestamp;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::sync::Arc;
+use std::thread;
+
+/// The watcher of one cluster.
+pub struct KeyholeWatch {
+    store: Arc<Store>,
+    cluster: Arc<Cluster>,
+    keyhole: Arc<Keyhole>,
+}
+
+impl KeyholeWatch {
+    /// The watcher of `cluster`.
+    pub fn new(store: Arc<Store>, cluster: Arc<Cluster>, keyhole: Arc<Keyhole>) -> Self {
+        Self { store, cluster, keyhole }
+    }
+
+    /// One look at every gateway, and what follows from it. A gateway that does not answer changes nothing and holds up no other.
+    pub fn cycle(&mut self) -> Result<()> {
+        let installed: Vec<Result<Installed>> = self.on_all_gateways(|gateway| gateway.installed());
+        let grants = self.store.grants(&self.cluster.name)?;
+        let jobs: HashMap<u64, Job> = self.store.active_jobs(&self.cluster.name)?.into_iter().map(|job| (job.id, job)).collect();
+        let (keep, end): (Vec<Grant>, Vec<Grant>) =
+            grants.into_iter().partition(|grant| grant.state != GrantState::Closing && keeps_ports(jobs.get(&grant.job)));
+        for grant in &end {
+            log_failure(grant.job, self.keyhole.withdraw(&self.cluster, grant));
+        }
+        let mut failure = Ok(());
+        for (gateway, installed) in self.cluster.gateways.iter().zip(installed) {
+            let mended = installed.and_then(|installed| self.mend(gateway.as_ref(), &installed));
+            failure = failure.and(mended);
+        }
+        failure.and(self.look(&keep, &jobs))
+    }
+
+    /// Makes what is installed be what the ledger says, where it differs.
+    fn mend(&self, gateway: &dyn Gateway, installed: &Installed) -> Result<()> {
+        let ledger = self.store.gateway_blocks(&self.cluster.name, gateway.address())?;
+        let wanted = ledger.into_iter().map(|(number, block)| (number, rules(&self.cluster.name, &block.forwardings))).collect();
+        let mut wrong = differing(&wanted, &installed.blocks);
+        if !installed.ready {
+            // The way to the rules is missing: the gateway is new to us, was rebooted or flushed.
+            log::warn!("gateway {}: our chains are not there; setting them up", gateway.address());
+            wrong.extend(wanted.keys());
+        } else if !wrong.is_empty() {
+            log::warn!("gateway {}: rules differ from the records in blocks {wrong:?}; mending", gateway.address());
+        } else {
+            return Ok(());
+        }
+        self.keyhole.install(&self.cluster, gateway, &wrong)
+    }
+
+    /// Asks which of the forwarded ports accept connections, one batch per gateway.
+    fn look(&self, grants: &[Grant], jobs: &HashMap<u64, Job>) -> Result<()> {
+        let waiting = |grant: &&Grant| {
+            let state = jobs.get(&grant.job).map(|job| job.state);
+            grant.state == GrantState::Active && matches!(state, Some(State::Running | State::Available))
+        };
+        let by_gateway = |gateway: &str| grants.iter().filter(waiting).filter(|grant| grant.gateway == gateway).collect::<Vec<_>>();
+        let probes = self.on_all_gateways(|gateway| gateway.probe(&targets(&by_gateway(gateway.address()))));
+        let mut failure = Ok(());
+        for (gateway, probe) in self.cluster.gateways.iter().zip(probes) {
+            match probe {
+                Ok(probe) => by_gateway(gateway.address()).into_iter().for_each(|grant| log_failure(grant.job, self.tell(grant, &probe))),
+                Err(error) => failure = failure.and(Err(error)),
+            }
+        }
+        failure
+    }
+
+    fn tell(&self, grant: &Grant, probe: &Probe) -> Result<()> {
+        let listens = accepts(grant, probe);
+        // Silence is no refusal: a host that did not answer keeps the last state.
+        if !listens && probe.unreachable.contains(&grant.target) {
+            return Ok(());
+        }
+        let services = listens.then(|| grant.services());
+        let before = std::cell::Cell::new(None);
+        let after = self.store.update_job(&grant.cluster, grant.job, |job| {
+            before.set(Some(job.state));
+            job.listens(services.clone(), Timestamp::now());
+        })?;
+        if let Some(job) = after.filter(|job| Some(job.state) != before.get()) {
+            log::info!("job {}: {:?}: {}", job.id, job.state, job.message);
+        }
+        Ok(())
+    }
+
+    /// All gateways side by side: a slow one costs its own time once.
+    fn on_all_gateways<T: Send>(&self, ask: impl Fn(&dyn Gateway) -> Result<T> + Sync) -> Vec<Result<T>> {
+        let ask = &ask;
+        thread::scope(|scope| {
+            let asked: Vec<_> = self.cluster.gateways.iter().map(|gateway| scope.spawn(move || ask(gateway.as_ref()))).collect();
+            let panicked = |_| Err(crate::error::Error::internal("a look at a gateway panicked"));
+            asked.into_iter().map(|thread| thread.join().unwrap_or_else(panicked)).collect()
+        })
+    }
+}
+
+fn log_failure(job: u64, result: Result<()>) {
+    if let Err(error) = result {
+        log::warn!("job {job}: {error}");
+    }
+}
+
+/// The blocks whose rules are not as they should be.
+fn differing(wanted: &BTreeMap<u16, BTreeSet<Rule>>, installed: &BTreeMap<u16, BTreeSet<Rule>>) -> BTreeSet<u16> {
+    let none = BTreeSet::new();
+    let all: BTreeSet<u16> = wanted.keys().chain(installed.keys()).copied().collect();
+    all.into_iter().filter(|block| wanted.get(block).unwrap_or(&none) != installed.get(block).unwrap_or(&none)).collect()
+}
+
+fn targets(grants: &[&Grant]) -> Vec<Target> {
+    let spans = grants.iter().flat_map(|grant| grant.spans.iter().map(move |span| (grant, span)));
+    spans.map(|(grant, span)| Target { host: grant.target.clone(), ports: span.internal_range() }).collect()
+}
+
+fn accepts(grant: &Grant, probe: &Probe) -> bool {
+    let mut ports = grant.spans.iter().flat_map(|span| span.internal_range().ports());
+    ports.any(|port| probe.open.contains(&(grant.target.clone(), port)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::domain::ports::Span;
+
+    fn rule(job: u64) -> Rule {
+        Rule { cluster: "default".into(), job, span: Span { external: 50000, internal: 50000, count: 1 }, target: "c0".into() }
+    }
+
+    #[test]
+    fn missing_stray_and_changed_rules_are_found_and_empty_chains_are_fine() {
+        let with = |jobs: &[u64]| jobs.iter().map(|&job| rule(job)).collect::<BTreeSet<_>>();
+        let wanted = BTreeMap::from([(500, with(&[1])), (501, with(&[2])), (502, with(&[3]))]);
+        let installed = BTreeMap::from([(500, with(&[1])), (501, with(&[9])), (503, with(&[4])), (504, with(&[]))]);
+        assert_eq!(differing(&wanted, &installed), BTreeSet::from([501, 502, 503]));
+    }
+}

@@ -1,0 +1,15 @@
+//! The guard against real clients on real sockets, plain and TLS: the ordinary ones, and every attack that is known to
+//! end or to starve what stands behind it.
+// All of this is test, also what stands outside test functions.
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
+#[path = "http_guard/attacks.rs"]
+mod attacks;
+#[path = "http_guard/exhaustion.rs"]
+mod exhaustion;
+#[path = "http_guard/figures.rs"]
+mod figures;
+#[path = "http_guard/ordinary.rs"]
+mod ordinary;
+#[path = "http_guard/world.rs"]
+mod world;

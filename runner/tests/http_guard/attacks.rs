@@ -1,0 +1,227 @@
+//! What strangers do. In each test an ordinary client is served at once, during the attack and after it.
+
+use std::io::{ErrorKind, Read, Write};
+use std::net::Ipv4Addr;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use bwvisu_runner::http::guard::Limits;
+
+use crate::world::{Client, FOE, World, eventually, short, socket};
+
+#[test]
+fn what_is_no_valid_request_is_refused_with_the_reason_and_the_connection_closed() {
+    let get = |rest: &str| format!("GET / HTTP/1.1\r\nHost: a\r\n{rest}\r\n");
+    let cases = [
+        ("huge length without a body", get("Content-Length: 100000000000\r\n"), 413),
+        ("length beyond all numbers", get("Content-Length: 999999999999999999999999\r\n"), 413),
+        ("two equal lengths", get("Content-Length: 3\r\nContent-Length: 3\r\n") + "abc", 400),
+        ("two lengths", get("Content-Length: 3\r\nContent-Length: 30\r\n") + "abc", 400),
+        ("negative length", get("Content-Length: -1\r\n"), 400),
+        ("length with plus", get("Content-Length: +3\r\n") + "abc", 400),
+        ("garbage length", get("Content-Length: 3abc\r\n") + "abc", 400),
+        ("listed length", get("Content-Length: 3, 3\r\n") + "abc", 400),
+        ("chunks", get("Transfer-Encoding: chunked\r\n") + "0\r\n\r\nGET /evil HTTP/1.1\r\nHost: a\r\n\r\n", 501),
+        ("chunks and length", get("Content-Length: 5\r\nTransfer-Encoding: chunked\r\n") + "0\r\n\r\n", 501),
+        ("length and chunks", get("Transfer-Encoding: chunked\r\nContent-Length: 5\r\n") + "0\r\n\r\n", 501),
+        ("odd chunks", get("Transfer-Encoding: \tchunked\r\n"), 501),
+        ("chunks with a blank", get("Transfer-Encoding : chunked\r\n"), 400),
+        ("preface of HTTP/2", "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".into(), 505),
+        ("HTTP/2 in words", "GET / HTTP/2.0\r\nHost: a\r\n\r\n".into(), 505),
+        ("HTTP/0.9", "GET /\r\n\r\n".into(), 400),
+        ("bare line feeds", "GET / HTTP/1.1\nHost: a\n\n".into(), 400),
+        ("one bare line feed", get("X: a\nContent-Length: 5\r\n"), 400),
+        ("folded header", get("X: a\r\n b\r\n"), 400),
+        ("NUL", get("X: a\0b\r\n"), 400),
+        ("no host", "GET / HTTP/1.1\r\n\r\n".into(), 400),
+        ("two hosts", get("Host: b\r\n"), 400),
+        ("a proxy's request", "GET http://a/ HTTP/1.1\r\nHost: a\r\n\r\n".into(), 400),
+        ("too many headers", get(&"X: y\r\n".repeat(100)), 431),
+        ("long header", get(&format!("X: {}\r\n", "y".repeat(17_000))), 431),
+        ("TLS in TLS, or on the plain port", "\x16\x03\x01\x02\x00\x01".into(), 400),
+        ("nothing but line ends", "\r\n\r\n".into(), 400),
+    ];
+    for world in World::both(&short()) {
+        for (what, bytes, status) in &cases {
+            let answer = world.answer_to(bytes.as_bytes());
+            answer.assert_problem(*status, what);
+            assert_eq!(answer.header("connection"), Some("close"), "{what}");
+        }
+        world.assert_serves();
+    }
+}
+
+#[test]
+fn a_header_without_end_is_cut_off_after_some_kilobytes() {
+    for world in World::both(&short()) {
+        let mut client = world.connect_from(FOE);
+        client.send("GET / HTTP/1.1\r\nHost: a\r\nX: ");
+        let chunk = [b'x'; 64 * 1024];
+        let sent = (0..3200).take_while(|_| client.try_send(&chunk).is_ok()).count();
+        assert!(sent < 320, "{} MiB of 200 were taken", sent / 16);
+        world.assert_serves();
+    }
+}
+
+#[test]
+fn a_client_that_dribbles_is_cut_off_at_the_deadline() {
+    let head = "GET /hello HTTP/1.1\r\nX: ";
+    let body = "POST /echo HTTP/1.1\r\nHost: a\r\nContent-Length: 1000\r\n\r\n";
+    for world in World::both(&short()) {
+        for start in [head, body] {
+            let mut clients: Vec<_> = (0..20).map(|_| world.connect_from(FOE)).collect();
+            clients.iter_mut().for_each(|client| client.send(start));
+            let begun = Instant::now();
+            while begun.elapsed() < Duration::from_millis(800) {
+                clients.iter_mut().for_each(|client| client.send("x"));
+                world.assert_serves();
+                thread::sleep(Duration::from_millis(30));
+            }
+            for mut client in clients {
+                client.answer().assert_problem(408, start);
+            }
+            assert!(begun.elapsed() < Duration::from_secs(3), "{:?}", begun.elapsed());
+        }
+    }
+}
+
+#[test]
+fn connections_on_which_nothing_is_asked_are_closed_in_time() {
+    for world in World::both(&short()) {
+        let (mut fresh, mut used) = (world.connect_from(FOE), world.connect_from(FOE));
+        assert_eq!(used.get("/hello").status, 200);
+        let begun = Instant::now();
+        assert_eq!((fresh.drain(), used.drain()), (0, 0));
+        assert!((800..2500).contains(&begun.elapsed().as_millis()), "{:?}", begun.elapsed());
+    }
+}
+
+#[test]
+fn clients_that_do_not_read_hold_no_worker_and_are_cut_off() {
+    const SIZE: usize = 12_000_000;
+    for world in World::both(&Limits { workers: 2, ..short() }) {
+        let mut clients: Vec<_> = (0..6).map(|_| world.connect_from(FOE)).collect();
+        clients.iter_mut().for_each(|client| client.ask(&format!("/big/{SIZE}")));
+        for _ in 0..4 {
+            thread::sleep(Duration::from_millis(100));
+            world.assert_serves();
+        }
+        thread::sleep(Duration::from_millis(1500));
+        for mut client in clients {
+            let got = client.drain();
+            assert!(got < SIZE, "{got} bytes arrived, though nobody read them in time");
+        }
+    }
+}
+
+#[test]
+fn those_who_never_shake_hands_cost_nobody_else_anything() {
+    let world = World::tls(short());
+    let hello: &[u8] = b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03";
+    let mut silent: Vec<_> = (0..60).map(|_| socket(world.address, FOE)).collect();
+    silent.iter_mut().step_by(2).for_each(|socket| socket.write_all(hello).unwrap());
+    let begun = Instant::now();
+    for _ in 0..5 {
+        world.assert_serves();
+    }
+    for mut socket in silent {
+        assert_ne!(socket.read_to_end(&mut Vec::new()).map_err(|error| error.kind()), Err(ErrorKind::WouldBlock));
+    }
+    assert!(begun.elapsed() < Duration::from_secs(3), "{:?}", begun.elapsed());
+}
+
+#[test]
+fn plain_http_on_the_tls_port_is_closed_at_once() {
+    let world = World::tls(Limits::default());
+    let mut stranger = socket(world.address, FOE);
+    stranger.write_all(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n").unwrap();
+    let mut got = Vec::new();
+    let _ = stranger.read_to_end(&mut got);
+    assert!(got.len() < 16 && !got.starts_with(b"HTTP"), "{got:?}");
+    world.assert_serves();
+}
+
+#[test]
+fn a_flood_from_one_address_leaves_room_for_the_others() {
+    for world in World::both(&Limits { per_address: 8, idle: Duration::from_secs(30), head: Duration::from_secs(30), ..short() })
+    {
+        let seated: Vec<_> = (0..8).map(|_| world.connect_from(FOE)).collect();
+        for _ in 0..100 {
+            assert_turned_away(&world, FOE);
+        }
+        world.assert_serves();
+        assert!(world.server.refused() >= 100, "{}", world.server.refused());
+        drop(seated);
+        eventually("there is room for the address again", || is_served(&world, FOE));
+    }
+}
+
+#[test]
+fn more_connections_than_there_is_room_for_are_turned_away_until_there_is() {
+    for world in World::both(&Limits { connections: 20, ..Limits::default() }) {
+        let from = |number: usize| Ipv4Addr::new(127, 0, 1, number as u8);
+        let seated: Vec<_> = (0..20).map(|number| world.connect_from(from(number))).collect();
+        assert_turned_away(&world, from(200));
+        drop(seated);
+        eventually("there is room again", || is_served(&world, from(200)));
+    }
+}
+
+/// A 503 on the plain port; a connection that ends on the other.
+fn assert_turned_away(world: &World, from: Ipv4Addr) {
+    match world.try_connect(from).and_then(|mut client| client.try_answer(false)) {
+        Ok(answer) => {
+            answer.assert_problem(503, "no room");
+            assert!(answer.header("retry-after").is_some() && world.tls.is_none());
+        }
+        Err(error) => assert_ne!(error.kind(), ErrorKind::WouldBlock, "left hanging"),
+    }
+}
+
+fn is_served(world: &World, from: Ipv4Addr) -> bool {
+    let hello = |mut client: Client| {
+        client.try_send(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n")?;
+        client.try_answer(false)
+    };
+    world.try_connect(from).and_then(hello).is_ok_and(|answer| answer.status == 200)
+}
+
+#[test]
+fn a_handler_that_panics_costs_one_answer() {
+    for world in World::both(&Limits { workers: 2, ..short() }) {
+        let mut client = world.connect();
+        for _ in 0..10 {
+            client.get("/panic").assert_problem(500, "a panic");
+        }
+        assert_eq!(client.get("/hello").text(), "hello", "on the same connection, by the same workers");
+    }
+}
+
+#[test]
+fn slow_handlers_become_503_and_hold_no_more_than_the_workers() {
+    for world in World::both(&Limits { workers: 2, ..short() }) {
+        let begun = Instant::now();
+        let mut clients: Vec<_> = (0..6).map(|_| world.connect()).collect();
+        clients.iter_mut().for_each(|client| client.ask("/sleep/2500"));
+        for mut client in clients {
+            let answer = client.answer();
+            answer.assert_problem(503, "too slow, or no worker free");
+            assert!(answer.header("retry-after").is_some());
+        }
+        assert!(begun.elapsed() < Duration::from_millis(2400), "{:?}", begun.elapsed());
+        eventually("the workers are free again", || world.get("/hello").status == 200);
+        assert!(begun.elapsed() < Duration::from_secs(5), "the requests without a worker were never begun");
+    }
+}
+
+#[test]
+fn the_clients_address_cannot_be_forged() {
+    for world in World::both(&short()) {
+        let mut client = world.connect_from(FOE);
+        client
+            .send("GET /echo HTTP/1.1\r\nHost: a\r\nguard-peer: 6.6.6.6\r\nGuard-Ticket: 0\r\nX-Forwarded-For: 6.6.6.6\r\n\r\n");
+        let seen = client.answer().json();
+        assert_eq!(seen["peer"], FOE.to_string());
+        assert_eq!(seen["headers"], serde_json::json!([["host", "a"]]));
+    }
+}

@@ -1,0 +1,347 @@
+//! The store in etcd: the contract, and what a server on the net may do to us. Each test has a server of its own.
+
+use std::thread;
+use std::time::{Duration, Instant};
+
+use bwvisu_runner::error::{Error, ErrorKind};
+use bwvisu_runner::store::etcd::{Etcd, EtcdConfig, EtcdTls};
+use bwvisu_runner::store::{Backend, LEASE_SECONDS};
+
+use crate::contract::{check_all, claim, put, read, value};
+use crate::server::{EtcdServer, Kind, etcd_is_there};
+
+const SHORT: Duration = Duration::from_secs(2);
+
+#[test]
+fn etcd_keeps_the_contract() {
+    if !etcd_is_there() {
+        return;
+    }
+    let server = EtcdServer::start(Kind::Plain);
+    check_all(&server.client(), &server.client());
+    let count = |range: [&str; 2]| {
+        let json = server.ctl(None, &["get", range[0], range[1], "--keys-only", "--write-out=json"]);
+        json.rsplit_once("\"count\":").unwrap().1.trim().to_owned()
+    };
+    assert_eq!(count(["", "--from-key"]), count(["/bwvisu-runner/", "--prefix"]), "all keys are below our prefix");
+    assert_eq!(count(["/bwvisu-runner/large/", "--prefix"]), "1200}");
+}
+
+#[test]
+fn large_values_are_scanned_in_smaller_pages() {
+    if !etcd_is_there() {
+        return;
+    }
+    let server = EtcdServer::start(Kind::Plain);
+    let client = server.client();
+    for number in 0..80 {
+        assert!(client.commit(&put(&format!("big/{number:02}"), vec![number; 1 << 20])).unwrap());
+    }
+    let found = client.scan("big/").unwrap();
+    assert_eq!(found.len(), 80);
+    assert!(
+        found
+            .iter()
+            .zip(0..)
+            .all(|((key, found), number)| *key == format!("big/{number:02}") && found.value == vec![number; 1 << 20])
+    );
+}
+
+#[test]
+fn a_change_that_is_too_large_for_etcd_is_refused_with_advice() {
+    if !etcd_is_there() {
+        return;
+    }
+    let server = EtcdServer::start(Kind::Plain);
+    let client = server.client();
+    let error = client.commit(&put("k", vec![0; 3 << 20])).unwrap_err();
+    assert!(error.kind == ErrorKind::Internal && error.message.contains("--max-request-bytes"), "{error:?}");
+    assert_eq!(read(&client, "k"), None);
+}
+
+#[test]
+fn it_starts_without_a_server_and_finds_it_when_it_comes() {
+    if !etcd_is_there() {
+        return;
+    }
+    let mut server = EtcdServer::start(Kind::Plain);
+    server.kill();
+    let client = Etcd::connect(server.config()).unwrap();
+    assert_down(&client, &[ErrorKind::Unavailable]);
+    assert!(server.start_again());
+    server.wait_for(&client);
+    assert!(client.commit(&put("k", "v")).unwrap());
+}
+
+#[test]
+fn a_killed_server_is_unavailable_in_time_and_found_again_with_its_data() {
+    if !etcd_is_there() {
+        return;
+    }
+    let mut server = EtcdServer::start(Kind::Plain);
+    let client = Etcd::connect(EtcdConfig { timeout: SHORT, ..server.config() }).unwrap();
+    server.wait_for(&client);
+    for round in 0..3 {
+        let key = format!("k/{round}");
+        assert!(client.commit(&put(&key, "kept")).unwrap());
+        server.kill();
+        // The first one may meet the connection as it breaks.
+        assert_down(&client, &[ErrorKind::Unavailable, ErrorKind::Unknown]);
+        assert_down(&client, &[ErrorKind::Unavailable]);
+        assert!(server.start_again());
+        server.wait_for(&client);
+        assert_eq!(value(&client, &key).as_deref(), Some("kept"));
+    }
+}
+
+#[test]
+fn a_frozen_server_is_unavailable_in_time_and_goes_on_when_thawed() {
+    if !etcd_is_there() {
+        return;
+    }
+    let server = EtcdServer::start(Kind::Plain);
+    let client = Etcd::connect(EtcdConfig { timeout: SHORT, ..server.config() }).unwrap();
+    server.wait_for(&client);
+    server.freeze();
+    for _ in 0..2 {
+        assert_down(&client, &[ErrorKind::Unknown]);
+    }
+    server.thaw();
+    server.wait_for(&client);
+    assert!(client.commit(&put("k", "v")).unwrap());
+}
+
+/// Every call fails within the time it has; a write with one of `write` kinds.
+fn assert_down(client: &Etcd, write: &[ErrorKind]) {
+    let timed = |call: &dyn Fn() -> Error| {
+        let begin = Instant::now();
+        let error = call();
+        assert!(
+            begin.elapsed() < EtcdConfig::DEFAULT_TIMEOUT + Duration::from_millis(500),
+            "{error} after {:?}",
+            begin.elapsed()
+        );
+        assert!(!error.to_string().contains("secret"), "no key or value is in {error}");
+        (error.kind, error)
+    };
+    let change = claim("secret-key", "secret-value");
+    let (kind, error) = timed(&|| client.commit(&change).unwrap_err());
+    assert!(write.contains(&kind), "{kind:?}: {error}");
+    let reads: [&dyn Fn() -> Error; 3] =
+        [&|| client.get(&["secret-key".to_owned()]).unwrap_err(), &|| client.scan("secret-key").unwrap_err(), &|| {
+            client.lead("secret-role").unwrap_err()
+        }];
+    for read in reads {
+        let (kind, error) = timed(read);
+        assert_eq!(kind, ErrorKind::Unavailable, "{error}");
+    }
+}
+
+#[test]
+fn many_threads_wait_no_longer_than_one() {
+    if !etcd_is_there() {
+        return;
+    }
+    let server = EtcdServer::start(Kind::Plain);
+    server.freeze();
+    let user = Some(("user".to_owned(), "opensesame".to_owned()));
+    let client = Etcd::connect(EtcdConfig { timeout: SHORT, user, ..server.config() }).unwrap();
+    let begin = Instant::now();
+    thread::scope(|scope| {
+        for _ in 0..16 {
+            scope.spawn(|| assert_eq!(client.commit(&put("k", "v")).unwrap_err().kind, ErrorKind::Unavailable, "never sent"));
+        }
+    });
+    assert!(begin.elapsed() < SHORT + Duration::from_secs(1), "{:?}", begin.elapsed());
+}
+
+#[test]
+fn the_next_member_is_asked_in_the_same_call() {
+    if !etcd_is_there() {
+        return;
+    }
+    let (alive, frozen) = (EtcdServer::start(Kind::Plain), EtcdServer::start(Kind::Plain));
+    let mut dead = EtcdServer::start(Kind::Plain);
+    dead.kill();
+    frozen.freeze();
+    let endpoints = [&dead, &frozen, &alive].map(EtcdServer::endpoint).to_vec();
+    let client = Etcd::connect(EtcdConfig { endpoints, ..alive.config() }).unwrap();
+    assert_eq!(client.get(&["k".to_owned()]).unwrap(), [None]);
+    let begin = Instant::now();
+    assert!(client.commit(&put("k", "v")).unwrap());
+    assert!(begin.elapsed() < Duration::from_secs(1), "it stays with the one that answers");
+}
+
+#[test]
+fn user_and_password_are_used_and_complaints_say_what_to_mend() {
+    if !etcd_is_there() {
+        return;
+    }
+    let server = EtcdServer::start(Kind::ShortTokens);
+    let with = |user: Option<(&str, &str)>| {
+        let user = user.map(|(user, password)| (user.to_owned(), password.to_owned()));
+        Etcd::connect(EtcdConfig { user, ..server.config() }).unwrap()
+    };
+    server.wait_for(&with(None));
+    let complaint = |client: Etcd, says: &str| {
+        let error = client.commit(&put("k", "v")).unwrap_err();
+        assert_eq!(error.kind, ErrorKind::Unavailable, "{error}");
+        assert!(error.message.contains(says), "{says}: {error}");
+        assert!(!format!("{error:?}").contains("opensesame"), "{error:?}");
+    };
+    complaint(with(Some(("runner", "opensesame"))), "authentication is switched off");
+    set_up_users(&server);
+    complaint(with(None), "set etcd-user");
+    complaint(with(Some(("runner", "opensesame-not"))), "check etcd-user and etcd-password");
+    complaint(with(Some(("other", "opensesame"))), "readwrite on the prefix /bwvisu-runner/");
+    // A role that may use our prefix, and no more, is enough for everything.
+    let client = with(Some(("runner", "opensesame")));
+    check_all(&client, &with(Some(("runner", "opensesame"))));
+    assert!(client.lead("jobs-watch").unwrap());
+    // The token has ended meanwhile: a new login is made by itself.
+    thread::sleep(Duration::from_secs(3));
+    assert!(client.lead("jobs-watch").unwrap());
+    thread::sleep(Duration::from_secs(3));
+    assert!(client.commit(&put("k", "v")).unwrap());
+    // Users that change end all logins.
+    server.ctl(Some("root:opensesame"), &["user", "add", "late:opensesame"]);
+    assert_eq!(value(&client, "k").as_deref(), Some("v"));
+    client.resign();
+    assert!(with(Some(("runner", "opensesame"))).lead("jobs-watch").unwrap());
+}
+
+fn set_up_users(server: &EtcdServer) {
+    let range = ["/bwvisu-runner/", "/bwvisu-runner0"];
+    for arguments in [
+        &["user", "add", "root:opensesame"][..],
+        &["user", "grant-role", "root", "root"],
+        &["role", "add", "runner"],
+        &["role", "grant-permission", "runner", "readwrite", range[0], range[1]],
+        &["user", "add", "runner:opensesame"],
+        &["user", "grant-role", "runner", "runner"],
+        &["user", "add", "other:opensesame"],
+        &["auth", "enable"],
+    ] {
+        server.ctl(None, arguments);
+    }
+}
+
+#[test]
+fn a_server_that_forgot_our_login_is_logged_into_again() {
+    if !etcd_is_there() {
+        return;
+    }
+    let mut server = EtcdServer::start(Kind::Plain);
+    server.wait_for(&server.client());
+    set_up_users(&server);
+    let user = Some(("runner".to_owned(), "opensesame".to_owned()));
+    let client = Etcd::connect(EtcdConfig { user, ..server.config() }).unwrap();
+    assert!(client.commit(&put("k", "v")).unwrap());
+    server.kill();
+    assert_down(&client, &[ErrorKind::Unavailable, ErrorKind::Unknown]);
+    assert!(server.start_again());
+    server.wait_for(&client);
+    assert!(client.commit(&put("k", "v")).unwrap());
+}
+
+#[test]
+fn tls_is_spoken_and_checked_on_both_sides() {
+    if !etcd_is_there() {
+        return;
+    }
+    let server = EtcdServer::start(Kind::MutualTls);
+    let with = |tls: Option<EtcdTls>| Etcd::connect(EtcdConfig { tls, timeout: SHORT, ..server.config() }).unwrap();
+    let client = with(Some(server.tls()));
+    server.wait_for(&client);
+    assert!(client.commit(&put("k", "v")).unwrap());
+    assert_eq!(value(&client, "k").as_deref(), Some("v"));
+    let refused = [
+        ("without a certificate", Some(EtcdTls { certificate: None, ..server.tls() })),
+        ("trusting a stranger alone", Some(EtcdTls { ca: Some(server.path("stranger.pem")), ..server.tls() })),
+        (
+            "with a stranger's certificate",
+            Some(EtcdTls { certificate: Some((server.path("stranger.pem"), server.path("stranger.key"))), ..server.tls() }),
+        ),
+        ("trusting the system's authorities", None),
+    ];
+    for (name, tls) in refused {
+        let error = with(tls).get(&["k".to_owned()]).expect_err(name);
+        assert_eq!(error.kind, ErrorKind::Unavailable, "{name}: {error}");
+        println!("{name}: {error}");
+    }
+    let broken = EtcdTls { certificate: Some((server.path("client.pem"), server.path("extensions"))), ..server.tls() };
+    let error = Etcd::connect(EtcdConfig { tls: Some(broken), ..server.config() }).err().unwrap();
+    assert_eq!(error.kind, ErrorKind::BadInput, "{error}");
+}
+
+#[test]
+fn the_lead_is_one_programs_and_passes_on_when_it_hangs() {
+    if !etcd_is_there() {
+        return;
+    }
+    let server = EtcdServer::start(Kind::Plain);
+    let (a, b) = (server.client(), server.client());
+    let begin = Instant::now();
+    while begin.elapsed() < Duration::from_secs(LEASE_SECONDS + 2) {
+        assert!(a.lead("watch").unwrap(), "who goes on calling keeps it");
+        assert!(!b.lead("watch").unwrap());
+        thread::sleep(Duration::from_millis(500));
+    }
+    assert!(b.lead("other").unwrap(), "roles are independent");
+    assert!(!a.lead("other").unwrap());
+    let name = server.ctl(None, &["get", "/bwvisu-runner/leaders/watch", "--print-value-only"]);
+    assert!(name.contains(&format!(":{} ", std::process::id())), "{name}");
+    // `a` stops calling.
+    let last = Instant::now();
+    while !b.lead("watch").unwrap() {
+        assert!(last.elapsed() < Duration::from_secs(LEASE_SECONDS + 2), "nobody takes over");
+        thread::sleep(Duration::from_millis(200));
+    }
+    assert!(last.elapsed() > Duration::from_secs(LEASE_SECONDS - 2), "not before the lease has ended: {:?}", last.elapsed());
+    assert!(!a.lead("watch").unwrap(), "it comes back, and follows");
+}
+
+#[test]
+fn who_resigns_is_followed_at_once() {
+    if !etcd_is_there() {
+        return;
+    }
+    let server = EtcdServer::start(Kind::Plain);
+    let (a, b) = (server.client(), server.client());
+    assert!(a.lead("one").unwrap() && a.lead("two").unwrap());
+    assert!(!b.lead("one").unwrap());
+    a.resign();
+    assert!(b.lead("one").unwrap() && b.lead("two").unwrap());
+    a.resign();
+    assert!(!a.lead("one").unwrap(), "resigning twice takes nothing from the successor");
+}
+
+#[test]
+fn a_lease_that_was_lost_is_replaced() {
+    if !etcd_is_there() {
+        return;
+    }
+    let server = EtcdServer::start(Kind::Plain);
+    let a = server.client();
+    assert!(a.lead("watch").unwrap());
+    let lease = server.ctl(None, &["lease", "list"]).lines().last().unwrap().to_owned();
+    server.ctl(None, &["lease", "revoke", &lease]);
+    assert!(a.lead("watch").unwrap());
+}
+
+#[test]
+fn two_threads_of_a_program_lead_their_roles_side_by_side() {
+    if !etcd_is_there() {
+        return;
+    }
+    let server = EtcdServer::start(Kind::Plain);
+    let client = server.client();
+    thread::scope(|scope| {
+        for role in ["jobs-watch", "keyhole-watch"] {
+            let client = &client;
+            scope.spawn(move || (0..20).for_each(|_| assert!(client.lead(role).unwrap())));
+        }
+    });
+    let leases = server.ctl(None, &["lease", "list"]);
+    assert!(leases.starts_with("found 1 leases"), "{leases}");
+}

@@ -1,0 +1,11 @@
+//! One contract for both stores: the same checks run against the embedded one and against a real etcd; then what is particular
+//! to each.
+
+// A test that cannot go on ends; clippy knows its helpers only inside the tests themselves.
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
+mod contract;
+mod embedded;
+mod etcd;
+mod figures;
+mod server;
