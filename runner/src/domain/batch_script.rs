@@ -108,7 +108,9 @@ fn ports_bash(ports: u32, setup: &KeyholeSetup) -> Result<String> {
     }
     let no_partials = |_: &str| Err("the bash for ports has no partials".to_owned());
     let template = Mustache::parse("ports.sh", PORTS);
-    template.and_then(|template| template.render(&data(ports, setup), &no_partials)).map_err(|error| Error::internal(error.to_string()))
+    template
+        .and_then(|template| template.render(&data(ports, setup), &no_partials))
+        .map_err(|error| Error::internal(error.to_string()))
 }
 
 fn data(ports: u32, setup: &KeyholeSetup) -> Value {
@@ -167,7 +169,7 @@ mod tests {
 
     #[test]
     fn packing_is_repeatable_and_loses_nothing() {
-        let program: Vec<u8> = (0..50_000u32).map(|i| (i * i >> 7) as u8).collect();
+        let program: Vec<u8> = (0..50_000u32).map(|i| ((i * i) >> 7) as u8).collect();
         let packed = pack(&program).expect("packs");
         assert_eq!(packed, pack(&program).expect("packs"));
         assert!(packed.lines().all(|line| line.len() <= LINE_BYTES));

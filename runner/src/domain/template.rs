@@ -53,8 +53,8 @@ impl Template {
         let main = parse(name, source)?;
         let partials = outline::load_partials(&main, partials)?;
         let outline = outline::outline(&main, &partials)?;
-        let requested_ports =
-            script::check(&outline.text, max_ports).map_err(|message| Error::internal(message).within(format!("template {name}")))?;
+        let requested_ports = script::check(&outline.text, max_ports)
+            .map_err(|message| Error::internal(message).within(format!("template {name}")))?;
         let permissions = variables::Permissions::read(std::iter::once(&main).chain(partials.values().map(AsRef::as_ref)))?;
         Ok(Self { name: name.clone(), main, partials, permissions, used: outline.used, max_ports, requested_ports })
     }
@@ -87,8 +87,10 @@ impl Template {
 
     fn explain(&self, error: TemplateError) -> Error {
         match &error.missing {
-            Some(name) => Error::bad_input(format!("the template {} needs the variable {name}, which was not supplied", self.name))
-                .with_detail(error.to_string()),
+            Some(name) => {
+                Error::bad_input(format!("the template {} needs the variable {name}, which was not supplied", self.name))
+                    .with_detail(error.to_string())
+            }
             None => broken(&error),
         }
     }

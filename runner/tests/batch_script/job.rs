@@ -13,7 +13,8 @@ pub const TOKEN: &str = "5ec2e75ec2e75ec2e75ec2e75ec2e75ec2e75ec2e75ec2e75ec2e75
 
 /// What a node has installed, but for what is left out on purpose.
 const TOOLS: [&str; 17] = [
-    "bash", "sh", "cat", "mktemp", "chmod", "rm", "mkdir", "uname", "base64", "gzip", "sed", "grep", "env", "sleep", "ls", "tr", "readlink",
+    "bash", "sh", "cat", "mktemp", "chmod", "rm", "mkdir", "uname", "base64", "gzip", "sed", "grep", "env", "sleep", "ls", "tr",
+    "readlink",
 ];
 
 /// A client that notes how it was called, and answers as keyhole-client does.
@@ -128,7 +129,11 @@ impl Job {
         if self.within.is_none() {
             command.args(&words[1..]);
         }
-        command.current_dir(self.path("work")).stdin(Stdio::null()).env("TMPDIR", self.path("tmp")).env("HOME", self.path("home"));
+        command
+            .current_dir(self.path("work"))
+            .stdin(Stdio::null())
+            .env("TMPDIR", self.path("tmp"))
+            .env("HOME", self.path("home"));
         command.env("RECORD", self.path("record")).env_remove("XDG_RUNTIME_DIR").envs(self.environment.iter().cloned());
         command
     }

@@ -68,6 +68,7 @@ KEYHOLE_CLIENT_END
     }
     trap keyhole_remove EXIT
     ignored=$(trap -p)
+    # shellcheck disable=SC2064 # the name is meant now
     for signal in HUP INT QUIT TERM USR1 USR2 ALRM XCPU; do
         [[ $ignored == *"trap -- '' SIG$signal"* ]] || trap "keyhole_fail 'the signal $signal came meanwhile.' 143" "$signal"
     done
@@ -82,7 +83,7 @@ KEYHOLE_CLIENT_END
             return 1
         }
     }
-    tried= whys=
+    tried='' whys=''
     for place in "$TMPDIR" /tmp /dev/shm /var/tmp "$XDG_RUNTIME_DIR" "/run/user/$UID" "$HOME" "$PWD"; do
         [[ $place == /* && $tried != *":$place:"* ]] || continue
         tried+=:$place:

@@ -4,10 +4,10 @@ use std::sync::{Arc, Barrier};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use bwvisu_runner::http::guard::Limits;
+use bwvisu_runner::http::guard::{self, Limits};
 use serde_json::json;
 
-use crate::world::{FOE, World, short};
+use crate::world::{FOE, World, handler, short};
 
 #[test]
 fn a_request_reaches_the_handler_as_it_was_sent() {
@@ -167,4 +167,13 @@ fn stopping_does_not_wait_longer_than_it_was_told() {
     world.server.stop(Duration::from_millis(300));
     assert!(start.elapsed() < Duration::from_secs(2), "{:?}", start.elapsed());
     assert_eq!(client.drain(), 0, "cut off without an answer");
+}
+
+#[test]
+fn an_address_that_is_taken_is_named() {
+    let world = World::plain(Limits::default());
+    let folder = tempfile::tempdir().unwrap();
+    let again = guard::start("second", world.address, None, Limits::default(), folder.path(), handler());
+    let message = again.err().unwrap().message;
+    assert!(message.starts_with(&format!("second: cannot listen on {}: ", world.address)), "{message}");
 }

@@ -118,7 +118,11 @@ impl<'a> Scanner<'a> {
         if !wrong {
             return Ok(());
         }
-        let rule = if kind == Kind::Partial { "a file's name without blanks" } else { "letters, digits, \"_\" and \"-\", with dots between" };
+        let rule = if kind == Kind::Partial {
+            "a file's name without blanks"
+        } else {
+            "letters, digits, \"_\" and \"-\", with dots between"
+        };
         Err(self.error(at, format!("\"{}\" is no name: it is made of {rule}", name.escape_debug())))
     }
 
@@ -177,8 +181,11 @@ impl<'a> Tree<'a> {
 
     fn add(&mut self, piece: Piece, indent: Option<&str>) -> Result<(), TemplateError> {
         let Tag { kind, content, at } = match piece {
-            Piece::Text(text) => return Ok(self.push(Node::Text(text))),
             Piece::Tag(tag) => tag,
+            Piece::Text(text) => {
+                self.push(Node::Text(text));
+                return Ok(());
+            }
         };
         match kind {
             Kind::Variable => self.push(Node::Variable { name: content, at }),
@@ -218,7 +225,9 @@ impl<'a> Tree<'a> {
 
     fn finish(self) -> Result<Mustache, TemplateError> {
         if let Some(section) = self.open.last() {
-            return Err(self.error(section.at, format!("the section \"{0}\" is never closed: {{{{/{0}}}}} is missing", section.name)));
+            return Err(
+                self.error(section.at, format!("the section \"{0}\" is never closed: {{{{/{0}}}}} is missing", section.name))
+            );
         }
         Ok(Mustache { name: self.name.to_owned(), nodes: self.top, comments: self.comments })
     }

@@ -29,7 +29,7 @@ struct Part<'p> {
 }
 
 impl Renderer<'_> {
-    fn nodes<'v>(&mut self, part: &Part, nodes: &[Node], stack: &mut Vec<&'v Value>) -> Result<(), TemplateError> {
+    fn nodes(&mut self, part: &Part, nodes: &[Node], stack: &mut Vec<&Value>) -> Result<(), TemplateError> {
         self.depth += 1;
         self.check(part)?;
         for node in nodes {
@@ -41,7 +41,7 @@ impl Renderer<'_> {
         Ok(())
     }
 
-    fn node<'v>(&mut self, part: &Part, node: &Node, stack: &mut Vec<&'v Value>) -> Result<(), TemplateError> {
+    fn node(&mut self, part: &Part, node: &Node, stack: &mut Vec<&Value>) -> Result<(), TemplateError> {
         match node {
             Node::LineStart => self.output.push_str(part.indent),
             Node::Text(text) => self.output.push_str(text),
@@ -71,7 +71,7 @@ impl Renderer<'_> {
         Ok(())
     }
 
-    fn section<'v>(&mut self, part: &Part, name: &str, children: &[Node], stack: &mut Vec<&'v Value>) -> Result<(), TemplateError> {
+    fn section(&mut self, part: &Part, name: &str, children: &[Node], stack: &mut Vec<&Value>) -> Result<(), TemplateError> {
         let Some(value) = lookup(stack, name).filter(|value| is_true(value)) else { return Ok(()) };
         let each = match value {
             Value::Array(values) => values.as_slice(),
@@ -86,16 +86,18 @@ impl Renderer<'_> {
         Ok(())
     }
 
-    fn partial<'v>(
+    fn partial(
         &mut self,
         part: &Part,
         (name, at): (&str, Position),
         indent: Option<&str>,
-        stack: &mut Vec<&'v Value>,
+        stack: &mut Vec<&Value>,
     ) -> Result<(), TemplateError> {
         let partial = (self.partials)(name).map_err(|reason| part.template.error(at, reason))?;
         if self.partial_depth == MAX_PARTIAL_DEPTH {
-            return Err(part.template.error(at, format!("more than {MAX_PARTIAL_DEPTH} partials within each other, \"{name}\" the last")));
+            return Err(part
+                .template
+                .error(at, format!("more than {MAX_PARTIAL_DEPTH} partials within each other, \"{name}\" the last")));
         }
         let indent = indent.map_or(String::new(), |own| format!("{}{own}", part.indent));
         self.partial_depth += 1;

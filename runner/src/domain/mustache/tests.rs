@@ -32,8 +32,16 @@ fn each_kind_of_tag_does_what_the_specification_says() {
         ("section over a list", "{{#list}}[{{x}}]{{/list}}", "[1][2]"),
         ("implicit iterator", "{{#words}}<{{.}}>{{/words}}", "<p><q>"),
         ("section over a text", "{{#name}}{{n}}{{/name}}", "7"),
-        ("false sections", "{{#no}}a{{/no}}{{#null}}b{{/null}}{{#empty}}c{{/empty}}{{#none}}d{{/none}}{{#absent}}{{e}}{{/absent}}", ""),
-        ("inverted", "{{^no}}a{{/no}}{{^null}}b{{/null}}{{^empty}}c{{/empty}}{{^none}}d{{/none}}{{^absent}}e{{/absent}}", "abcde"),
+        (
+            "false sections",
+            "{{#no}}a{{/no}}{{#null}}b{{/null}}{{#empty}}c{{/empty}}{{#none}}d{{/none}}{{#absent}}{{e}}{{/absent}}",
+            "",
+        ),
+        (
+            "inverted",
+            "{{^no}}a{{/no}}{{^null}}b{{/null}}{{^empty}}c{{/empty}}{{^none}}d{{/none}}{{^absent}}e{{/absent}}",
+            "abcde",
+        ),
         ("inverted over something", "{{^name}}a{{/name}}{{^list}}b{{/list}}{{^n}}c{{/n}}", ""),
         ("comment", "a{{! b\n c }}d", "ad"),
         ("standalone comment", "a\n  {{! b }}  \nc", "a\nc"),
@@ -87,7 +95,10 @@ fn mistakes_are_named_with_their_place() {
         ("{{#a}}\n{{/b}}".into(), "main.txt:2:1: this closes the section \"b\", but \"a\" is open, since line 1"),
         ("{{}}".into(), "main.txt:1:1: \"\" is no name: it is made of letters, digits, \"_\" and \"-\", with dots between"),
         ("{{a b}}".into(), "main.txt:1:1: \"a b\" is no name: it is made of letters, digits, \"_\" and \"-\", with dots between"),
-        ("{{a..b}}".into(), "main.txt:1:1: \"a..b\" is no name: it is made of letters, digits, \"_\" and \"-\", with dots between"),
+        (
+            "{{a..b}}".into(),
+            "main.txt:1:1: \"a..b\" is no name: it is made of letters, digits, \"_\" and \"-\", with dots between",
+        ),
         ("{{$a}}".into(), "main.txt:1:1: \"$a\" is no name: it is made of letters, digits, \"_\" and \"-\", with dots between"),
         ("{{>a b}}".into(), "main.txt:1:1: \"a b\" is no name: it is made of a file's name without blanks"),
         ("{{! two\nlines }}{{x}}".into(), "main.txt:2:9: there is no variable \"x\""),
@@ -102,7 +113,8 @@ fn mistakes_are_named_with_their_place() {
         ("{{> fan0}}".into(), "sections and partials repeat each other too often"),
         ("{{> long}}".into(), "the text grows beyond 1048576 bytes"),
     ];
-    let fans: Vec<(String, String)> = (0..31).map(|i| (format!("fan{i}"), format!("{{{{>fan{0}}}}}{{{{>fan{0}}}}}", i + 1))).collect();
+    let fans: Vec<(String, String)> =
+        (0..31).map(|i| (format!("fan{i}"), format!("{{{{>fan{0}}}}}{{{{>fan{0}}}}}", i + 1))).collect();
     let long = format!("{}{}{}", "{{#ten}}".repeat(5), "x".repeat(20), "{{/ten}}".repeat(5));
     let mut partials =
         vec![("hole", "\n{{x}}"), ("broken", "{{#a}}"), ("self", "{{>self}}"), ("twice", "{{>twice}}{{>twice}}"), ("fan31", "")];
@@ -134,8 +146,8 @@ fn comments_can_be_read() {
 /// Small pieces in any order find more than arbitrary text does.
 fn pieces() -> impl Strategy<Value = String> {
     let piece = prop::sample::select(vec![
-        "{{", "}}", "{", "}", "{{{", "}}}", "#", "/", "^", "!", ">", "&", "=", "{{=", "=}}", "| |", "|", "a", "b", ".", " ", "\n", "\r\n",
-        "ä", "{{a}}", "{{#a}}", "{{/a}}", "{{^b}}", "{{/b}}", "{{>p}}", "{{>q}}", "{{.}}", "{{a.b}}", "\0",
+        "{{", "}}", "{", "}", "{{{", "}}}", "#", "/", "^", "!", ">", "&", "=", "{{=", "=}}", "| |", "|", "a", "b", ".", " ",
+        "\n", "\r\n", "ä", "{{a}}", "{{#a}}", "{{/a}}", "{{^b}}", "{{/b}}", "{{>p}}", "{{>q}}", "{{.}}", "{{a.b}}", "\0",
     ]);
     prop::collection::vec(piece, 0..40).prop_map(|pieces| pieces.concat())
 }

@@ -99,7 +99,9 @@ fn is_bash(first: &str) -> bool {
 pub(super) fn check_characters(source: &str) -> Result<(), String> {
     if let Some((before, _)) = source.split_once('\r') {
         let line = before.matches('\n').count() + 1;
-        return Err(format!("line {line} has a Windows line end (CR LF), which bash takes for part of the command: use dos2unix"));
+        return Err(format!(
+            "line {line} has a Windows line end (CR LF), which bash takes for part of the command: use dos2unix"
+        ));
     }
     if source.contains(GAP) {
         return Err("it holds a NUL byte, so it is no text".into());
@@ -123,12 +125,23 @@ mod tests {
 
     #[test]
     fn one_ports_line_counts_wherever_blanks_are() {
-        for line in ["#KEYHOLE-REQUEST-PORTS 2", "  #KEYHOLE-REQUEST-PORTS 2", "\t#KEYHOLE-REQUEST-PORTS\t2 \t", "#KEYHOLE-REQUEST-PORTS   002"] {
+        for line in [
+            "#KEYHOLE-REQUEST-PORTS 2",
+            "  #KEYHOLE-REQUEST-PORTS 2",
+            "\t#KEYHOLE-REQUEST-PORTS\t2 \t",
+            "#KEYHOLE-REQUEST-PORTS   002",
+        ] {
             assert_eq!(ports(line), Ok(RequestedPorts::Number(2)), "{line:?}");
         }
         assert_eq!(ports("#KEYHOLE-REQUEST-PORTS 100"), Ok(RequestedPorts::Number(100)));
         assert_eq!(ports("#KEYHOLE-REQUEST-PORTS \0"), Ok(RequestedPorts::FromVariables));
-        for line in ["", "# KEYHOLE-REQUEST-PORTS 2", "##KEYHOLE-REQUEST-PORTS 2", "echo #KEYHOLE-REQUEST-PORTS 2", "#keyhole-request-ports 2"] {
+        for line in [
+            "",
+            "# KEYHOLE-REQUEST-PORTS 2",
+            "##KEYHOLE-REQUEST-PORTS 2",
+            "echo #KEYHOLE-REQUEST-PORTS 2",
+            "#keyhole-request-ports 2",
+        ] {
             assert_eq!(ports(line), Ok(RequestedPorts::None), "{line:?}");
         }
     }
@@ -148,7 +161,10 @@ mod tests {
             ("#KEYHOLE-REQUEST-PORTS 0", "a job may ask for 1 to 100 ports"),
             ("#KEYHOLE-REQUEST-PORTS 101", "a job may ask for 1 to 100 ports"),
             ("#KEYHOLE-REQUEST-PORTS 99999999999999999999", "a job may ask for 1 to 100 ports"),
-            ("#KEYHOLE-REQUEST-PORTS 1\n#KEYHOLE-REQUEST-PORTS 2", "here are two: \"#KEYHOLE-REQUEST-PORTS 1\" and \"#KEYHOLE-REQUEST-PORTS 2\""),
+            (
+                "#KEYHOLE-REQUEST-PORTS 1\n#KEYHOLE-REQUEST-PORTS 2",
+                "here are two: \"#KEYHOLE-REQUEST-PORTS 1\" and \"#KEYHOLE-REQUEST-PORTS 2\"",
+            ),
             ("#KEYHOLE-REQUEST-PORTS 1\necho\n#KEYHOLE-REQUEST-PORTS \0", "and \"#KEYHOLE-REQUEST-PORTS …\""),
             ("#KEYHOLE-REQUEST-PORTS 1\n#SBATCH --time=1", "\"#SBATCH --time=1\" stands after the ports line"),
         ];

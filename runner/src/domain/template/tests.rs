@@ -2,7 +2,8 @@ use super::*;
 use crate::error::ErrorKind;
 use proptest::prelude::*;
 
-const BUILT_INS: BuiltIns = BuiltIns { job_id: 17, user: "ada", home: "/shared/home/ada", log: "/shared/home/ada/bwvisu-job-17.out" };
+const BUILT_INS: BuiltIns =
+    BuiltIns { job_id: 17, user: "ada", home: "/shared/home/ada", log: "/shared/home/ada/bwvisu-job-17.out" };
 
 fn load_with(source: &str, partials: &[(&str, &str)]) -> Result<Template> {
     let find = |name: &TemplateName| {
@@ -115,7 +116,10 @@ fn a_wrong_value_is_named_with_its_character() {
         assert!(error.message.starts_with(message), "{value:?}: {}", error.message);
     }
     let long = "x".repeat(1025);
-    assert_eq!(render("", &[("v", &long)]).map_err(|error| error.message), Err("the variable v is longer than 1024 bytes".into()));
+    assert_eq!(
+        render("", &[("v", &long)]).map_err(|error| error.message),
+        Err("the variable v is longer than 1024 bytes".into())
+    );
     for value in ["a", "0", "images/x-1_2.sif", "a..b", "a-", "/abs", ".x", &long[1..]] {
         assert!(render("echo {{v}}\n", &[("v", value)]).is_ok(), "{value:?}");
     }

@@ -39,9 +39,9 @@ impl Permissions {
         for template in templates {
             for comment in template.comments() {
                 let Some(instruction) = comment.text.strip_prefix("bwvisu:") else { continue };
-                permissions.add(instruction).map_err(|message| {
-                    Error::internal(format!("template {}:{}: {message}", template.name(), comment.line))
-                })?;
+                permissions
+                    .add(instruction)
+                    .map_err(|message| Error::internal(format!("template {}:{}: {message}", template.name(), comment.line)))?;
             }
         }
         Ok(permissions)
@@ -58,7 +58,10 @@ impl Permissions {
         match names.iter().find(|name| name_fault(name).is_some()) {
             Some(name) => Err(format!("\"{}\" is no name of a variable", name.escape_debug())),
             None if names.is_empty() => Err("the name of a variable is missing".into()),
-            None => Ok(set.extend(names)),
+            None => {
+                set.extend(names);
+                Ok(())
+            }
         }
     }
 }
@@ -118,8 +121,9 @@ fn forbidden(name: &str, value: &str, permissions: &Permissions) -> Option<Strin
 pub(super) fn data(variables: &BTreeMap<String, String>, built_ins: &BuiltIns) -> Result<Value> {
     let mut data = Map::new();
     for (name, value) in variables {
-        insert(&mut data, name, value)
-            .ok_or_else(|| Error::bad_input(format!("the variable {name} cannot be both a value and the beginning of other names")))?;
+        insert(&mut data, name, value).ok_or_else(|| {
+            Error::bad_input(format!("the variable {name} cannot be both a value and the beginning of other names"))
+        })?;
     }
     for (name, value) in built_in_values(built_ins) {
         if let Some(fault) = value_fault(&value) {
@@ -133,7 +137,12 @@ pub(super) fn data(variables: &BTreeMap<String, String>, built_ins: &BuiltIns) -
 fn built_in_values(built_ins: &BuiltIns) -> [(&'static str, String); 4] {
     let BuiltIns { job_id, user, home, log } = built_ins;
     let [id_name, user_name, home_name, log_name] = BUILT_INS;
-    [(id_name, job_id.to_string()), (user_name, (*user).to_owned()), (home_name, (*home).to_owned()), (log_name, (*log).to_owned())]
+    [
+        (id_name, job_id.to_string()),
+        (user_name, (*user).to_owned()),
+        (home_name, (*home).to_owned()),
+        (log_name, (*log).to_owned()),
+    ]
 }
 
 fn insert(data: &mut Map<String, Value>, name: &str, value: &str) -> Option<()> {

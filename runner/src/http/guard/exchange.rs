@@ -50,7 +50,10 @@ pub(super) fn ask(backend: &Backend, question: &Question<'_>, within: Duration) 
     let mut call = Call { stream: Timed::new(stream, within.min(TAKE_UP)), ticket: &ticket, deadline };
     match call.put(question).and_then(|()| call.answer()) {
         Ok(answer) => answer,
-        Err(error) => explain(backend, generation, &ticket, &error),
+        Err(error) => {
+            backend.complain(&format!("did not answer {} {}: {error}", question.head.method, question.head.target));
+            explain(backend, generation, &ticket, &error)
+        }
     }
 }
 
@@ -80,7 +83,6 @@ fn is_gone(error: &io::Error) -> bool {
 }
 
 fn explain(backend: &Backend, generation: u64, ticket: &Ticket, error: &io::Error) -> Answer {
-    backend.complain(&format!("did not answer: {error}"));
     match (ticket.taken_up(), error.kind() == io::ErrorKind::TimedOut) {
         (true, true) => Answer::busy(LATE),
         (true, false) => Answer::busy(CUT),
@@ -167,6 +169,45 @@ fn strange(what: &str) -> io::Error {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::http::guard::head;
+    use crate::http::message::Response;
+    use std::fs;
+    use std::os::unix::net::UnixListener;
+    use std::path::Path;
+    use std::sync::Arc;
+
+    const SECOND: Duration = Duration::from_secs(1);
+
+    fn backend(folder: &Path) -> Arc<Backend> {
+        Backend::start("api", folder, 2, 1024, Arc::new(|_| Response::text(200, "hi"))).unwrap()
+    }
+
+    fn status(backend: &Backend, within: Duration) -> u16 {
+        let head = head::parse(b"GET / HTTP/1.0\r\n\r\n", 0).unwrap();
+        ask(backend, &Question { head: &head, body: b"", peer: [127, 0, 0, 1].into() }, within).status
+    }
+
+    #[test]
+    fn a_server_that_is_gone_is_replaced_while_the_client_waits() {
+        let folder = tempfile::tempdir().unwrap();
+        let backend = backend(folder.path());
+        fs::remove_file(backend.door().unwrap().path).unwrap();
+        assert_eq!(status(&backend, 5 * SECOND), 200);
+        assert_eq!(backend.door().unwrap().generation, 2);
+        backend.stop(Instant::now() + SECOND);
+    }
+
+    #[test]
+    fn a_server_that_hangs_is_replaced_for_the_next_client() {
+        let folder = tempfile::tempdir().unwrap();
+        let backend = backend(folder.path());
+        let path = backend.door().unwrap().path;
+        fs::remove_file(&path).unwrap();
+        let _silent = UnixListener::bind(&path).unwrap();
+        assert_eq!(status(&backend, SECOND), 503);
+        assert_eq!(status(&backend, 5 * SECOND), 200);
+        backend.stop(Instant::now() + SECOND);
+    }
 
     #[test]
     fn answers_are_read_to_their_length_and_no_further() {

@@ -55,15 +55,16 @@ pub fn start(
 ) -> Result<Server> {
     let cannot = |error: io::Error| Error::unavailable(format!("{name}: cannot listen on {addr}: {error}"));
     warn_about_descriptors(name, &limits);
-    let backend = Backend::start(name, socket_folder, limits.workers, limits.body_bytes, handler)?;
     let listener = TcpListener::bind(addr).map_err(cannot)?;
     let address = listener.local_addr().map_err(cannot)?;
     // Only a stream has `shutdown`, and on Linux that is what wakes a thread in `accept`.
     let stopper = TcpStream::from(OwnedFd::from(listener.try_clone().map_err(cannot)?));
+    let backend = Backend::start(name, socket_folder, limits.workers, limits.body_bytes, handler)?;
     let seats = Seats::new(limits.connections, limits.per_address);
     let guard = Arc::new(Guard::new(name, tls, limits, backend, seats));
     let shared = Arc::clone(&guard);
-    let thread = named(&format!("{name}-accept")).spawn(move || shared.accept(&listener)).map_err(cannot)?;
+    let thread = named(&format!("{name}-accept")).spawn(move || shared.accept(&listener));
+    let thread = thread.inspect_err(|_| guard.backend.stop(Instant::now())).map_err(cannot)?;
     Ok(Server { address, guard, stopper, thread: Some(thread) })
 }
 
