@@ -70,7 +70,8 @@ impl Runner {
     pub fn start(config: &Config, parts: &BTreeSet<Part>) -> Result<Self> {
         prepare_folders(config)?;
         let store = Arc::new(Store::new(open_store(&config.store)?));
-        let clusters = config.clusters.iter().map(|cluster| Cluster::new(cluster, config).map(Arc::new)).collect::<Result<Vec<_>>>()?;
+        let clusters =
+            config.clusters.iter().map(|cluster| Cluster::new(cluster, config).map(Arc::new)).collect::<Result<Vec<_>>>()?;
         let keyhole = Arc::new(Keyhole::new(
             Arc::clone(&store),
             clusters.clone(),
@@ -134,7 +135,10 @@ impl Runner {
     fn start_api(&self, config: &Config, clusters: Vec<Arc<Cluster>>) -> Result<Server> {
         let password = config.api.password.as_ref().ok_or_else(|| {
             let settings = config.file.with_file_name("settings.json");
-            Error::bad_input(format!("there is no api-password: write {{\"api-password\": \"…\"}} into {} (mode 0600)", settings.display()))
+            Error::bad_input(format!(
+                "there is no api-password: write {{\"api-password\": \"…\"}} into {} (mode 0600)",
+                settings.display()
+            ))
         })?;
         let templates = TemplateFolder::new(config.templates.clone(), config.keyhole.max_ports);
         check_templates(&templates);
@@ -163,7 +167,8 @@ impl Runner {
 
 fn start_keyhole(config: &Config, keyhole: Arc<Keyhole>) -> Result<Server> {
     let handler: Handler = Arc::new(move |request| http::keyhole::handle(&keyhole, &request));
-    let server = guard::start("keyhole", config.keyhole.listen, None, Limits::default(), &config.state_dir.join("http"), handler)?;
+    let server =
+        guard::start("keyhole", config.keyhole.listen, None, Limits::default(), &config.state_dir.join("http"), handler)?;
     log::info!("keyhole: listening on {}", server.address());
     Ok(server)
 }
@@ -215,7 +220,10 @@ pub fn load_clients(folder: &Path) -> Result<Clients> {
     }
     programs.sort();
     if programs.is_empty() {
-        return Err(Error::bad_input(format!("folder {} holds no keyhole-client.<architecture>; `make build` makes them", folder.display())));
+        return Err(Error::bad_input(format!(
+            "folder {} holds no keyhole-client.<architecture>; `make build` makes them",
+            folder.display()
+        )));
     }
     Clients::new(programs)
 }

@@ -219,7 +219,8 @@ impl Keyhole {
     /// Whatever of a claimed grant is not done yet.
     fn finish(&self, cluster: &Cluster, grant: &Grant) -> Result<()> {
         if grant.state == GrantState::Claimed {
-            let gateway = cluster.gateway(&grant.gateway).ok_or_else(|| Error::unavailable("the gateway is no longer configured"))?;
+            let gateway =
+                cluster.gateway(&grant.gateway).ok_or_else(|| Error::unavailable("the gateway is no longer configured"))?;
             self.install(cluster, gateway, &grant.blocks())?;
             let current = self.store.update_grant(&grant.cluster, grant.job, |grant| {
                 if grant.state == GrantState::Claimed {
@@ -241,7 +242,9 @@ impl Keyhole {
         self.store.close_grant(grant)?;
         match cluster.gateway(&grant.gateway) {
             Some(gateway) => self.install(cluster, gateway, &grant.blocks())?,
-            None => log::warn!("keyhole: job {}: gateway {} is no longer configured; its rules stay there", grant.job, grant.gateway),
+            None => {
+                log::warn!("keyhole: job {}: gateway {} is no longer configured; its rules stay there", grant.job, grant.gateway)
+            }
         }
         self.store.release_grant(grant)?;
         log::info!("keyhole: job {}: forwardings removed from {}", grant.job, grant.gateway);
@@ -251,7 +254,9 @@ impl Keyhole {
     /// Makes some blocks of a gateway hold what the ledger says. If somebody changed the ledger meanwhile, their writing and ours may have
     /// crossed, so it is done again.
     pub fn install(&self, cluster: &Cluster, gateway: &dyn Gateway, blocks: &BTreeSet<u16>) -> Result<()> {
-        let writer = Arc::clone(self.writers.lock().unwrap_or_else(PoisonError::into_inner).entry(gateway.address().to_owned()).or_default());
+        let writer = Arc::clone(
+            self.writers.lock().unwrap_or_else(PoisonError::into_inner).entry(gateway.address().to_owned()).or_default(),
+        );
         let _turn = writer.lock().unwrap_or_else(PoisonError::into_inner);
         let read = || self.store.blocks(&cluster.name, gateway.address(), blocks);
         let mut before = read()?;

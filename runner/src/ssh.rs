@@ -62,7 +62,8 @@ impl Node {
     /// connection or the deadline ended before the command did. What the command itself says is in the output.
     pub fn run(&self, line: &str, stdin: &[u8], limit: Duration) -> Result<Output> {
         let deadline = Instant::now() + limit;
-        let _session = self.sessions.take(deadline).ok_or_else(|| self.unreachable("all sessions were busy until the deadline"))?;
+        let _session =
+            self.sessions.take(deadline).ok_or_else(|| self.unreachable("all sessions were busy until the deadline"))?;
         match self.attempt(line, stdin, deadline) {
             // A connection that had died unnoticed carried nothing, so a new one may try.
             Err(error) if error.detail.as_ref().is_some_and(|detail| detail.contains(NEVER_BEGAN)) => {

@@ -47,7 +47,9 @@ impl TemplateFolder {
         let path = self.folder.join(name.as_str());
         let mut text = String::new();
         match File::open(&path).and_then(|file| file.take(MAX_BYTES + 1).read_to_string(&mut text)) {
-            Ok(length) if length as u64 > MAX_BYTES => Err(Error::internal(format!("template {name}: longer than {MAX_BYTES} bytes"))),
+            Ok(length) if length as u64 > MAX_BYTES => {
+                Err(Error::internal(format!("template {name}: longer than {MAX_BYTES} bytes")))
+            }
             Ok(_) => Ok(text),
             Err(e) if e.kind() == io::ErrorKind::NotFound => Err(Error::not_found(format!("no such template: {name}"))),
             Err(e) => Err(Error::internal(format!("template {name} cannot be read: {e}"))),

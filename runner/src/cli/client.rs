@@ -95,7 +95,12 @@ pub fn list(named: Option<&Path>, args: &ApiArgs) -> Result<ExitCode> {
         let job = api.show(&id)?;
         let word = |value: &Value| value.as_str().unwrap_or_default().to_owned();
         let template = word(&job["batch-script"]["template-name"]);
-        println!("{id:>8}  {:<12} {:<10} {template:<28} {}", word(&job["uid"]), word(&job["state"]), address(&job).unwrap_or_default());
+        println!(
+            "{id:>8}  {:<12} {:<10} {template:<28} {}",
+            word(&job["uid"]),
+            word(&job["state"]),
+            address(&job).unwrap_or_default()
+        );
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -148,7 +153,8 @@ impl ApiClient {
             (None, Ok(config)) => own_url(config),
             (None, Err(error)) => return Err(Error::bad_input(format!("no --url is given, and {}", error.message))),
         };
-        let configured = config.as_ref().ok().and_then(|config| config.api.password.as_ref()).map(|secret| secret.expose().to_owned());
+        let configured =
+            config.as_ref().ok().and_then(|config| config.api.password.as_ref()).map(|secret| secret.expose().to_owned());
         let password = env::var("BWVISU_API_PASSWORD").ok().or(configured);
         let password = password.ok_or_else(|| Error::bad_input("the API's password is not known: set BWVISU_API_PASSWORD"))?;
         let certificate = args.certificate.clone().or_else(|| config.ok().and_then(|config| own_certificate(&config)));

@@ -48,8 +48,14 @@ fn print(config: &Config) {
         StoreConfig::Embedded(path) => println!("store    embedded, {}", path.display()),
     }
     for cluster in &config.clusters {
-        println!("cluster  {}: {:?} scheduler, {:?} gateway, ports {}", cluster.name, cluster.scheduler, cluster.gateway, cluster.ports);
-        cluster.command_nodes.iter().for_each(|node| println!("         command node {}@{}:{}", node.user, node.address, node.port));
+        println!(
+            "cluster  {}: {:?} scheduler, {:?} gateway, ports {}",
+            cluster.name, cluster.scheduler, cluster.gateway, cluster.ports
+        );
+        cluster
+            .command_nodes
+            .iter()
+            .for_each(|node| println!("         command node {}@{}:{}", node.user, node.address, node.port));
         for gateway in &cluster.gateways {
             println!("         gateway {} for users at {}", gateway.login.address, gateway.external_ip);
         }
@@ -74,7 +80,10 @@ fn faults(config: &Config) -> Vec<Error> {
     }
     let uses_ssh = config.clusters.iter().any(|cluster| !cluster.command_nodes.is_empty());
     if uses_ssh && !config.ssh.known_hosts.exists() {
-        faults.push(Error::bad_input(format!("{} is not there: see `bwvisu-runner hosts trust`", config.ssh.known_hosts.display())));
+        faults.push(Error::bad_input(format!(
+            "{} is not there: see `bwvisu-runner hosts trust`",
+            config.ssh.known_hosts.display()
+        )));
     }
     faults
 }

@@ -97,8 +97,11 @@ fn remember(file: &Path, keys: &str) -> Result<()> {
         crate::app::make_private(folder)?;
     }
     let known = fs::read_to_string(file).unwrap_or_default();
-    let fresh: String =
-        keys.lines().filter(|line| !line.starts_with('#') && !known.lines().any(|k| k == *line)).map(|line| format!("{line}\n")).collect();
+    let fresh: String = keys
+        .lines()
+        .filter(|line| !line.starts_with('#') && !known.lines().any(|k| k == *line))
+        .map(|line| format!("{line}\n"))
+        .collect();
     let mut out = OpenOptions::new().append(true).create(true).mode(0o644).open(file).map_err(failed)?;
     out.write_all(fresh.as_bytes()).map_err(failed)
 }

@@ -1,8 +1,8 @@
 //! The two files as they are written: `config.json` and `settings.json`. Checked values are made of them in the parent module.
 
 use crate::error::{Error, Result};
-use serde::de::{self, DeserializeOwned, Deserializer, Visitor};
 use serde::Deserialize;
+use serde::de::{self, DeserializeOwned, Deserializer, Visitor};
 use std::fmt;
 use std::fs;
 use std::os::unix::fs::PermissionsExt;

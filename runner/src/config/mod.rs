@@ -291,7 +291,9 @@ fn keyhole(file: &ConfigFile) -> Result<Keyhole> {
 /// Jobs get literal addresses: a compute node may have no name service that a static program could ask.
 fn resolve(server: &Server) -> Result<SocketAddr> {
     let found = (server.ip.as_str(), server.port).to_socket_addrs().ok().and_then(|mut addresses| addresses.next());
-    found.ok_or_else(|| Error::bad_input(format!("keyholed-servers: {:?} is neither an address nor a name that resolves", server.ip)))
+    found.ok_or_else(|| {
+        Error::bad_input(format!("keyholed-servers: {:?} is neither an address nor a name that resolves", server.ip))
+    })
 }
 
 fn listen_address(key: &str, text: &str) -> Result<SocketAddr> {
@@ -362,7 +364,8 @@ fn cluster(file: ConfigFile) -> Result<Cluster> {
 }
 
 fn command_nodes(file: &ConfigFile) -> Result<Vec<Login>> {
-    let nodes: Vec<_> = file.command_nodes.iter().map(|n| Login { address: n.ip.clone(), user: n.user.clone(), port: n.port }).collect();
+    let nodes: Vec<_> =
+        file.command_nodes.iter().map(|n| Login { address: n.ip.clone(), user: n.user.clone(), port: n.port }).collect();
     if nodes.is_empty() && file.scheduler == SchedulerKind::Slurm {
         return Err(Error::bad_input("command-nodes: empty; Slurm is reached through at least one"));
     }
@@ -403,7 +406,9 @@ fn check_login(key: &str, login: &Login) -> Result<()> {
 
 /// An address or a name, and nothing that ssh or a key in the store could take for something else.
 fn check_address(key: &str, address: &str) -> Result<()> {
-    let good = !address.is_empty() && !address.starts_with('-') && address.bytes().all(|b| b.is_ascii_alphanumeric() || b"-.:".contains(&b));
+    let good = !address.is_empty()
+        && !address.starts_with('-')
+        && address.bytes().all(|b| b.is_ascii_alphanumeric() || b"-.:".contains(&b));
     if good { Ok(()) } else { Err(Error::bad_input(format!("{key}: {address:?} is not an address or a host name"))) }
 }
 

@@ -64,7 +64,8 @@ pub struct Grant {
 impl Grant {
     /// The forwardings for front ends, in the order of the job's variables.
     pub fn services(&self) -> Vec<Service> {
-        let service = |(internal_port, external_port)| Service { internal_port, external_port, external_ip: self.external_ip.clone() };
+        let service =
+            |(internal_port, external_port)| Service { internal_port, external_port, external_ip: self.external_ip.clone() };
         self.spans.iter().flat_map(|span| span.pairs()).map(service).collect()
     }
 

@@ -250,7 +250,8 @@ impl Job {
             (Outcome::OutOfMemory, _) => "ended by the scheduler: it exceeded its memory".to_owned(),
             (other, _) => format!("ended: {}", other.word()),
         };
-        let reason = seen.reason.as_deref().filter(|_| outcome != Outcome::Completed).map(|r| format!(" ({r})")).unwrap_or_default();
+        let reason =
+            seen.reason.as_deref().filter(|_| outcome != Outcome::Completed).map(|r| format!(" ({r})")).unwrap_or_default();
         format!("{how}{reason}; its log is {}", self.log)
     }
 

@@ -18,7 +18,22 @@ mod tests {
 
     #[test]
     fn a_shell_reads_every_hostile_word_back_unchanged() {
-        for word in ["", "plain", "a b", "a'; echo foo", "new\nline", r"back\slash", "$HOME `id` $(id)", "*", "~", "-n", "!x", "ä", "#c", "a=b"] {
+        for word in [
+            "",
+            "plain",
+            "a b",
+            "a'; echo foo",
+            "new\nline",
+            r"back\slash",
+            "$HOME `id` $(id)",
+            "*",
+            "~",
+            "-n",
+            "!x",
+            "ä",
+            "#c",
+            "a=b",
+        ] {
             let line = format!("printf '%s.' {}", quote(word));
             let output = Command::new("sh").arg("-c").arg(line).output().unwrap();
             assert_eq!(String::from_utf8(output.stdout).unwrap(), format!("{word}."), "{word:?}");

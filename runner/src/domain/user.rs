@@ -60,7 +60,9 @@ pub fn check_user_name(name: &str) -> Result<()> {
         return Err(Error::bad_input("uid: a user name has 1 to 32 characters"));
     }
     if let Some(bad) = name.chars().find(|&c| !good(c)) {
-        return Err(Error::bad_input(format!("uid: a user name cannot hold the character {bad:?}; allowed are letters, digits, . _ -")));
+        return Err(Error::bad_input(format!(
+            "uid: a user name cannot hold the character {bad:?}; allowed are letters, digits, . _ -"
+        )));
     }
     match name.chars().next() {
         Some('.' | '-') => Err(Error::bad_input("uid: a user name begins with a letter, a digit or _")),

@@ -43,7 +43,9 @@ impl Iptables {
     }
 
     fn script(&self, script: &str, limit: Duration) -> Result<Output> {
-        self.node.run("exec sh", script.as_bytes(), limit).map_err(|error| error.within(format!("gateway {}", self.node.address())))
+        self.node
+            .run("exec sh", script.as_bytes(), limit)
+            .map_err(|error| error.within(format!("gateway {}", self.node.address())))
     }
 
     fn failed(&self, what: &str, output: &Output) -> Error {
@@ -124,7 +126,8 @@ impl Gateway for Iptables {
 const END: &str = "bwvisu-end";
 /// The exit code of a script that found our chains missing.
 const NOT_READY: i32 = 77;
-const SAVE_SCRIPT: &str = "set -e\nexport LC_ALL=C\nsudo -n iptables-save -t nat </dev/null\nsudo -n iptables-save -t filter </dev/null\n";
+const SAVE_SCRIPT: &str =
+    "set -e\nexport LC_ALL=C\nsudo -n iptables-save -t nat </dev/null\nsudo -n iptables-save -t filter </dev/null\n";
 
 /// Everything that a script of ours needs to write rules: `rule CHAIN EXTERNAL COMMENT HOST [:INTERNAL]`.
 const RULE_FUNCTION: &str = r#"set -u
@@ -201,7 +204,8 @@ impl Chains {
     /// Rewrites the chains of some blocks, if the way to them is there.
     fn rewrite_script(&self, blocks: &BTreeMap<u16, BTreeSet<Rule>>) -> String {
         let mut script = RULE_FUNCTION.to_owned();
-        let _ = writeln!(script, "check() {{ sudo -n iptables -w 10 -t \"$@\" </dev/null >/dev/null 2>&1 || exit {NOT_READY}; }}");
+        let _ =
+            writeln!(script, "check() {{ sudo -n iptables -w 10 -t \"$@\" </dev/null >/dev/null 2>&1 || exit {NOT_READY}; }}");
         for (table, chain, _, rule) in self.hooks() {
             let _ = writeln!(script, "check {table} -C {chain} {rule}");
         }
@@ -217,7 +221,8 @@ impl Chains {
     fn set_up_script(&self, saved: &Saved, blocks: &BTreeMap<u16, BTreeSet<Rule>>) -> String {
         let prefix = &self.prefix;
         let mut nat = format!("*nat\n:{prefix} - [0:0]\n:{prefix}-POST - [0:0]\n");
-        let to_declare = |block: &u16| blocks.contains_key(block) || !saved.chains.contains_key(&("nat".into(), self.block(*block)));
+        let to_declare =
+            |block: &u16| blocks.contains_key(block) || !saved.chains.contains_key(&("nat".into(), self.block(*block)));
         self.blocks().filter(to_declare).for_each(|block| nat += &format!(":{} - [0:0]\n", self.block(block)));
         self.blocks().for_each(|block| nat += &format!("-A {prefix} {}\n", self.jump(block)));
         nat += &format!("-A {prefix}-POST {} -j MASQUERADE\n", self.forwarded());
@@ -246,7 +251,8 @@ impl Chains {
     fn read_blocks(&self, saved: &Saved) -> BTreeMap<u16, BTreeSet<Rule>> {
         let mut blocks = BTreeMap::new();
         for ((table, chain), rules) in &saved.chains {
-            let number = chain.strip_prefix(&self.prefix).and_then(|rest| rest.strip_prefix('-')).and_then(|n| n.parse::<u16>().ok());
+            let number =
+                chain.strip_prefix(&self.prefix).and_then(|rest| rest.strip_prefix('-')).and_then(|n| n.parse::<u16>().ok());
             if let (Some(block), "nat") = (number, table.as_str()) {
                 blocks.insert(block, merge(rules.iter().map(|rule| read_rule(rule))));
             }
@@ -268,7 +274,8 @@ fn hook_lines(there: usize, chain: &str, rule: &str) -> String {
 /// One of our rules as `iptables-save` shows it. What cannot be read becomes a rule that nobody wants, so that it goes.
 fn read_rule(words: &[String]) -> Rule {
     let after = |option: &str| words.iter().position(|word| word == option).and_then(|at| words.get(at + 1)).map(String::as_str);
-    let stray = Rule { cluster: String::new(), job: 0, span: Span { external: 0, internal: 0, count: 1 }, target: words.join(" ") };
+    let stray =
+        Rule { cluster: String::new(), job: 0, span: Span { external: 0, internal: 0, count: 1 }, target: words.join(" ") };
     let read = || -> Option<Rule> {
         let mut owner = after("--comment")?.strip_prefix("bwvisu:")?.splitn(3, ':');
         let (cluster, job, target) = (owner.next()?, owner.next()?.parse().ok()?, owner.next()?);
@@ -298,7 +305,8 @@ fn merge(rules: impl Iterator<Item = Rule>) -> BTreeSet<Rule> {
 
 fn continues(last: &Rule, next: &Rule) -> bool {
     let differs = next.span.external != next.span.internal;
-    let follows = last.span.external + last.span.count == next.span.external && last.span.internal + last.span.count == next.span.internal;
+    let follows =
+        last.span.external + last.span.count == next.span.external && last.span.internal + last.span.count == next.span.internal;
     differs && follows && (&last.cluster, last.job, &last.target) == (&next.cluster, next.job, &next.target)
 }
 
@@ -386,7 +394,9 @@ fn probe_script(targets: &[Target]) -> String {
 fn read_probe(targets: &[Target], report: &str) -> Probe {
     let mut probe = Probe::default();
     for line in report.lines() {
-        let Some((target, words)) = line.split_once(' ').and_then(|(n, words)| Some((targets.get(n.parse::<usize>().ok()?)?, words))) else {
+        let Some((target, words)) =
+            line.split_once(' ').and_then(|(n, words)| Some((targets.get(n.parse::<usize>().ok()?)?, words)))
+        else {
             continue;
         };
         match (open_port(words), words) {

@@ -48,7 +48,14 @@ fn a_listing_is_read_and_foreign_rules_are_not_ours() {
 
 #[test]
 fn whatever_is_missing_around_the_rules_makes_the_gateway_unready() {
-    for missing in ["-A PREROUTING -m addr", "-A POSTROUTING", "-A FORWARD", "-A BWVISU-POST", "-A BWVISU-FWD", "-A BWVISU -p tcp -m tcp --dport 50100"] {
+    for missing in [
+        "-A PREROUTING -m addr",
+        "-A POSTROUTING",
+        "-A FORWARD",
+        "-A BWVISU-POST",
+        "-A BWVISU-FWD",
+        "-A BWVISU -p tcp -m tcp --dport 50100",
+    ] {
         let saved: String = SAVED.lines().filter(|line| !line.starts_with(missing)).map(|line| format!("{line}\n")).collect();
         assert!(saved.len() < SAVED.len(), "{missing} stands in the listing");
         assert!(!chains().installed(&Saved::parse(&saved).unwrap()).ready, "{missing}");

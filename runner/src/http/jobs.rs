@@ -189,7 +189,8 @@ mod tests {
     fn a_job_object_has_every_member_that_front_ends_rely_on_and_no_token() {
         let job = Job { id: 17, token: Some("secret".into()), submitted_at: Some(jiff::Timestamp::UNIX_EPOCH), ..Job::default() };
         let object = job_object(&job);
-        for member in ["job-id", "batch-script", "uid", "state", "services", "details", "scheduler-job-id", "outcome", "message"] {
+        for member in ["job-id", "batch-script", "uid", "state", "services", "details", "scheduler-job-id", "outcome", "message"]
+        {
             assert!(object.get(member).is_some(), "{member}");
         }
         assert_eq!(object["job-id"], "17");

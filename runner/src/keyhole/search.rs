@@ -100,7 +100,8 @@ impl Search<'_> {
         let blocks: BTreeSet<u16> = plan.blocks(window).collect();
         let ledger = self.store.ledger(&self.cluster.name, self.gateway.address(), &blocks, &self.request.nodes)?;
         let taken = ledger.taken(&self.request.nodes);
-        let unusable = |port| busy.contains(port) || taken.internal.contains(port) || taken.external.contains(plan.external(port));
+        let unusable =
+            |port| busy.contains(port) || taken.internal.contains(port) || taken.external.contains(plan.external(port));
         Ok(candidates(window, wanted + wanted / 4 + 4, unusable))
     }
 

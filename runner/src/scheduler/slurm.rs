@@ -32,9 +32,31 @@ const END: &str = "bwvisu-end";
 /// What we read from `squeue`, in this order; what follows goes into the job's details as it is. The names and this way of writing the
 /// format are the same from Slurm 22.05 to today's.
 const FIELDS: [&str; 25] = [
-    "JobID", "Name", "UserName", "State", "RestartCnt", "exit_code", "NodeList", "Reason", "Account", "Partition", "QOS",
-    "TimeLimit", "SubmitTime", "StartTime", "EndTime", "NumNodes", "NumCPUs", "NumTasks", "MinMemory", "tres-alloc", "BatchHost",
-    "UserID", "GroupName", "Reservation", "WorkDir",
+    "JobID",
+    "Name",
+    "UserName",
+    "State",
+    "RestartCnt",
+    "exit_code",
+    "NodeList",
+    "Reason",
+    "Account",
+    "Partition",
+    "QOS",
+    "TimeLimit",
+    "SubmitTime",
+    "StartTime",
+    "EndTime",
+    "NumNodes",
+    "NumCPUs",
+    "NumTasks",
+    "MinMemory",
+    "tres-alloc",
+    "BatchHost",
+    "UserID",
+    "GroupName",
+    "Reservation",
+    "WorkDir",
 ];
 const LEADING: usize = 8;
 
@@ -155,7 +177,8 @@ fn judge_sbatch(output: &Output) -> Result<String> {
 fn refusal(program: &str, output: &Output) -> Error {
     let words = output.complaint();
     // sudo and the shell, or a node whose Slurm is not there: nothing happened, another node may do better.
-    let node_is_unfit = ["sudo:", "not found", "No such file", "Unable to contact slurm controller", "Unable to process configuration"];
+    let node_is_unfit =
+        ["sudo:", "not found", "No such file", "Unable to contact slurm controller", "Unable to process configuration"];
     // The request was sent; whether it was carried out is open.
     let lost = ["Socket timed out", "Zero Bytes were transmitted", "Unexpected message received", "Connection reset"];
     if lost.iter().any(|mark| words.contains(mark)) {
@@ -189,7 +212,8 @@ fn judge_user(output: &Output) -> Result<Option<User>> {
         Some("2") => return Ok(None),
         _ => return Err(Error::unavailable(format!("getent: {}", output.complaint()))),
     }
-    let mut user = lines.first().and_then(|line| parse_passwd(line)).ok_or_else(|| Error::unavailable("getent printed no account"))?;
+    let mut user =
+        lines.first().and_then(|line| parse_passwd(line)).ok_or_else(|| Error::unavailable("getent printed no account"))?;
     user.groups = lines.iter().skip(1).flat_map(|line| line.split_whitespace()).map(str::to_owned).collect();
     Ok(Some(user))
 }
@@ -250,7 +274,9 @@ fn exit_code(status: i32) -> Option<i32> {
 fn phase(state: &str) -> Phase {
     // "CANCELLED by 1000" in accounting's spelling.
     match state.split([' ', '+']).next().unwrap_or_default() {
-        "PENDING" | "CONFIGURING" | "REQUEUED" | "REQUEUE_HOLD" | "REQUEUE_FED" | "RESV_DEL_HOLD" | "SPECIAL_EXIT" => Phase::Waiting,
+        "PENDING" | "CONFIGURING" | "REQUEUED" | "REQUEUE_HOLD" | "REQUEUE_FED" | "RESV_DEL_HOLD" | "SPECIAL_EXIT" => {
+            Phase::Waiting
+        }
         "RUNNING" | "RESIZING" | "SIGNALING" | "SUSPENDED" | "STOPPED" => Phase::Running,
         "COMPLETING" | "STAGE_OUT" => Phase::Completing,
         "COMPLETED" => Phase::Ended(Outcome::Completed),

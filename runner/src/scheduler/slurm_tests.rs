@@ -71,7 +71,10 @@ fn the_words_of_sbatch_decide_whether_it_may_have_happened() {
     let cases = [
         ("sudo: a password is required", ErrorKind::Unavailable),
         ("bash: line 1: sbatch: command not found", ErrorKind::Unavailable),
-        ("sbatch: error: Batch job submission failed: Unable to contact slurm controller (connect failure)", ErrorKind::Unavailable),
+        (
+            "sbatch: error: Batch job submission failed: Unable to contact slurm controller (connect failure)",
+            ErrorKind::Unavailable,
+        ),
         ("sbatch: error: Batch job submission failed: Socket timed out on send/recv operation", ErrorKind::Unknown),
         ("sbatch: error: Batch job submission failed: Invalid partition name specified", ErrorKind::BadGateway),
         ("", ErrorKind::Unknown),
@@ -91,7 +94,8 @@ fn cancelling_what_has_ended_is_fine() {
 
 #[test]
 fn an_account_is_there_or_not_or_nobody_could_tell() {
-    let found = judge_user(&output(0, "alice:x:2001:2001::/home/alice:/bin/bash\nalice vis\nbwvisu-end 0\n", "")).unwrap().unwrap();
+    let found =
+        judge_user(&output(0, "alice:x:2001:2001::/home/alice:/bin/bash\nalice vis\nbwvisu-end 0\n", "")).unwrap().unwrap();
     assert_eq!((found.uid, found.groups), (2001, vec!["alice".to_owned(), "vis".to_owned()]));
     assert_eq!(judge_user(&output(0, "bwvisu-end 2\n", "")).unwrap(), None);
     assert!(judge_user(&output(0, "bwvisu-end 127\n", "getent: not found")).is_err());

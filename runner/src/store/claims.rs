@@ -96,8 +96,10 @@ impl Store {
             gateway: gateway.into(),
             ports: 0,
         })?;
-        let blocks = blocks.iter().map(|&block| or_else(next()?, || GatewayBlock::new(cluster, gateway, block))).collect::<Result<_>>()?;
-        let buckets = buckets.iter().map(|&bucket| or_else(next()?, || NodeBucket::new(cluster, bucket))).collect::<Result<_>>()?;
+        let blocks =
+            blocks.iter().map(|&block| or_else(next()?, || GatewayBlock::new(cluster, gateway, block))).collect::<Result<_>>()?;
+        let buckets =
+            buckets.iter().map(|&bucket| or_else(next()?, || NodeBucket::new(cluster, bucket))).collect::<Result<_>>()?;
         Ok(Ledger { load, blocks, buckets })
     }
 

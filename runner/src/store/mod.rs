@@ -116,7 +116,8 @@ impl Store {
 
     /// A job of one of these clusters, finished or not.
     pub fn job(&self, clusters: &[&str], id: u64) -> Result<Option<Job>> {
-        let keys: Vec<String> = clusters.iter().flat_map(|cluster| [keys::job(cluster, id), keys::finished(cluster, id)]).collect();
+        let keys: Vec<String> =
+            clusters.iter().flat_map(|cluster| [keys::job(cluster, id), keys::finished(cluster, id)]).collect();
         let found = self.backend.get(&keys)?.into_iter().zip(&keys).find_map(|(value, key)| value.map(|value| (value, key)));
         found.map(|(value, key)| decode(key, &value.value)).transpose()
     }
@@ -143,7 +144,10 @@ impl Store {
 
     /// Removes the finished jobs of a cluster that ended before `before`; returns how many.
     pub fn remove_finished(&self, cluster: &str, before: Timestamp) -> Result<usize> {
-        let old = self.scan::<Job>(&keys::all_finished(cluster))?.into_iter().filter(|job| job.finished_at.is_none_or(|at| at < before));
+        let old = self
+            .scan::<Job>(&keys::all_finished(cluster))?
+            .into_iter()
+            .filter(|job| job.finished_at.is_none_or(|at| at < before));
         let keys: Vec<String> = old.map(|job| keys::finished(cluster, job.id)).collect();
         for chunk in keys.chunks(100) {
             self.backend.commit(&Change { delete: chunk.to_vec(), ..Change::default() })?;

@@ -39,7 +39,8 @@ fn grant(job: u64, external: u16, nodes: &[&str]) -> Grant {
 fn ids_are_counted_up_from_one_also_by_many_at_once() {
     let (_folder, store) = store();
     let ids = std::thread::scope(|scope| {
-        let threads: Vec<_> = (0..8).map(|_| scope.spawn(|| (0..5).map(|_| store.create_job(job).unwrap().id).collect::<Vec<_>>())).collect();
+        let threads: Vec<_> =
+            (0..8).map(|_| scope.spawn(|| (0..5).map(|_| store.create_job(job).unwrap().id).collect::<Vec<_>>())).collect();
         threads.into_iter().flat_map(|thread| thread.join().unwrap()).collect::<BTreeSet<_>>()
     });
     assert_eq!(ids, (1..=40).collect());

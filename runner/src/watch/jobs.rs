@@ -142,9 +142,10 @@ fn ending(job: &Job) -> (Outcome, String) {
         (None, true) => (Outcome::Cancelled, "cancelled before the scheduler had it".into()),
         (None, false) => (Outcome::Failed, "the submission was cut off before the scheduler took it; submit it again".into()),
         (Some(_), true) => (Outcome::Cancelled, format!("cancelled; its log is {}", job.log)),
-        (Some(_), false) => {
-            (Outcome::Unknown, format!("it ended while nobody looked, and the scheduler no longer knows how; its log is {}", job.log))
-        }
+        (Some(_), false) => (
+            Outcome::Unknown,
+            format!("it ended while nobody looked, and the scheduler no longer knows how; its log is {}", job.log),
+        ),
     }
 }
 

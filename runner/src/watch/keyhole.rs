@@ -69,12 +69,15 @@ impl KeyholeWatch {
             let state = jobs.get(&grant.job).map(|job| job.state);
             grant.state == GrantState::Active && matches!(state, Some(State::Running | State::Available))
         };
-        let by_gateway = |gateway: &str| grants.iter().filter(waiting).filter(|grant| grant.gateway == gateway).collect::<Vec<_>>();
+        let by_gateway =
+            |gateway: &str| grants.iter().filter(waiting).filter(|grant| grant.gateway == gateway).collect::<Vec<_>>();
         let probes = self.on_all_gateways(|gateway| gateway.probe(&targets(&by_gateway(gateway.address()))));
         let mut failure = Ok(());
         for (gateway, probe) in self.cluster.gateways.iter().zip(probes) {
             match probe {
-                Ok(probe) => by_gateway(gateway.address()).into_iter().for_each(|grant| log_failure(grant.job, self.tell(grant, &probe))),
+                Ok(probe) => {
+                    by_gateway(gateway.address()).into_iter().for_each(|grant| log_failure(grant.job, self.tell(grant, &probe)))
+                }
                 Err(error) => failure = failure.and(Err(error)),
             }
         }
