@@ -44,6 +44,20 @@ fn the_template_asks_for_one_port_and_the_usual_variables() {
     assert!(!rendered(None).contains("Message") && rendered(Some("hello.1")).contains("<td>hello.1</td>"));
 }
 
+#[test]
+fn every_template_that_we_ship_loads() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../templates");
+    let read = |name: &str| fs::read_to_string(folder.join(name)).map_err(|error| Error::not_found(error.to_string()));
+    let names = fs::read_dir(&folder).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap());
+    let templates: Vec<String> = names.filter(|name| name.starts_with("template_")).collect();
+    assert!(templates.iter().any(|name| name == "template_demo.txt"), "{templates:?}");
+    for name in templates {
+        let template =
+            Template::load(&template_name(&name).unwrap(), &read(&name).unwrap(), &|partial| read(partial.as_str()), 100);
+        assert!(template.is_ok_and(|template| template.requested_ports != RequestedPorts::None), "{name}");
+    }
+}
+
 /// The demo, running with one tool to serve it.
 struct Demo {
     child: Child,

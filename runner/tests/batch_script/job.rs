@@ -134,7 +134,11 @@ impl Job {
             .stdin(Stdio::null())
             .env("TMPDIR", self.path("tmp"))
             .env("HOME", self.path("home"));
-        command.env("RECORD", self.path("record")).env_remove("XDG_RUNTIME_DIR").envs(self.environment.iter().cloned());
+        command
+            .env("RECORD", self.path("record"))
+            .env_remove("XDG_RUNTIME_DIR")
+            .env_remove("KEYHOLE_CLIENT_BIN")
+            .envs(self.environment.iter().cloned());
         command
     }
 

@@ -33,7 +33,7 @@ fn odd_settings() -> Vec<String> {
         "exec 7>&2; BASH_XTRACEFD=7; set -x",
         "IFS=",
         "IFS=_k1e0",
-        "umask 0777",
+        "umask 0277",
         "unset TMPDIR HOME",
         "shopt -s extglob nullglob failglob nocasematch lastpipe dotglob xpg_echo",
         "shopt -s nocasematch expand_aliases; set -a",
@@ -67,12 +67,8 @@ fn whatever_a_script_has_set_it_gets_its_ports_and_stays_as_it_was() {
         let look = |name: &str| format!("{{ {LOOK} }} >|\"$RECORD/{name}\" 2>/dev/null");
         let look_for_token =
             "{ \\builtin set; command -p env; \\builtin declare -p; \\builtin declare -f; } >|\"$RECORD/all\" 2>/dev/null";
-        let ports = "\\builtin printf '%s %s %s %s' $KEYHOLE_PORT0 $KEYHOLE_GATEWAY0 \"$KEYHOLE_EXTERNAL_PORT0\" \"$KEYHOLE_NUM_PORTS\" >|\"$RECORD/ports\"";
-        let ports = if setting.starts_with("IFS=_k1e0") {
-            ports.replace("$KEYHOLE_PORT0 $KEYHOLE_GATEWAY0", "\"$KEYHOLE_PORT0\" \"$KEYHOLE_GATEWAY0\"")
-        } else {
-            ports.to_owned()
-        };
+        let values = r#""$KEYHOLE_PORT0" "$KEYHOLE_GATEWAY0" "$KEYHOLE_EXTERNAL_PORT0" "$KEYHOLE_NUM_PORTS""#;
+        let ports = format!("\\builtin printf '%s %s %s %s' {values} >|\"$RECORD/ports\"");
         job.before = format!("{setting}\n{}", look("before"));
         job.after = format!("{}\n{look_for_token}\n{ports}", look("after"));
         let run = job.run();

@@ -65,6 +65,8 @@ fn it_starts_without_a_server_and_finds_it_when_it_comes() {
         return;
     }
     let mut server = EtcdServer::start(Kind::Plain);
+    // A server killed in its very first second has half a membership on disk, and never gets up again.
+    drop(server.client());
     server.kill();
     let client = Etcd::connect(server.config()).unwrap();
     assert_down(&client, &[ErrorKind::Unavailable]);

@@ -2,7 +2,7 @@
 
 use std::fs::{self, File};
 use std::io::Write;
-use std::net::{TcpListener, TcpStream};
+use std::net::{Ipv4Addr, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::thread;
@@ -12,6 +12,10 @@ use bwvisu_runner::store::Backend;
 use bwvisu_runner::store::etcd::{Etcd, EtcdConfig, EtcdTls};
 use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
+
+// Below the ports that the system gives to connections.
+const CLIENT_PORT: u16 = 23790;
+const PEER_PORT: u16 = 23800;
 
 /// Whether the programs are there that these tests need. Where they are not, it says so loudly, or fails where `REQUIRE_ETCD=1`.
 pub fn etcd_is_there() -> bool {
@@ -43,28 +47,23 @@ pub enum Kind {
     MutualTls,
 }
 
-/// One server. Its data and its ports stay when it is killed and started again.
+/// One server. Its data and its address stay when it is killed and started again.
 pub struct EtcdServer {
     folder: TempDir,
     kind: Kind,
-    ports: [u16; 2],
+    /// One of loopback's 16 million addresses: with a random port on 127.0.0.1, others could take the port while the server is down.
+    address: Ipv4Addr,
     child: Option<Child>,
 }
 
 impl EtcdServer {
     pub fn start(kind: Kind) -> Self {
-        let mut server = Self { folder: tempfile::tempdir().unwrap(), kind, ports: [0; 2], child: None };
+        let mut server = Self { folder: tempfile::tempdir().unwrap(), kind, address: random_address(), child: None };
         if kind == Kind::MutualTls {
-            make_certificates(server.folder.path());
+            make_certificates(server.folder.path(), server.address);
         }
-        for _ in 0..5 {
-            // A free port may be taken by somebody else before etcd has it.
-            server.ports = free_ports();
-            if server.start_again() {
-                return server;
-            }
-        }
-        panic!("etcd does not start:\n{}", fs::read_to_string(server.path("log")).unwrap())
+        assert!(server.start_again(), "etcd does not start:\n{}", fs::read_to_string(server.path("log")).unwrap());
+        server
     }
 
     /// Starts the server that `kill` ended; whether it listens then.
@@ -84,7 +83,7 @@ impl EtcdServer {
             if self.child.as_mut().unwrap().try_wait().unwrap().is_some() {
                 return false;
             }
-            if TcpStream::connect(("127.0.0.1", self.ports[0])).is_ok() {
+            if TcpStream::connect((self.address, CLIENT_PORT)).is_ok() {
                 return true;
             }
             thread::sleep(Duration::from_millis(20));
@@ -93,7 +92,7 @@ impl EtcdServer {
     }
 
     fn arguments(&self) -> Vec<String> {
-        let (client, peer) = (self.endpoint(), format!("http://127.0.0.1:{}", self.ports[1]));
+        let (client, peer) = (self.endpoint(), format!("http://{}:{PEER_PORT}", self.address));
         let text = |path: &str| self.path(path).display().to_string();
         let mut options = vec![
             ("name", "one".to_owned()),
@@ -145,7 +144,7 @@ impl EtcdServer {
 
     pub fn endpoint(&self) -> String {
         let scheme = if self.kind == Kind::MutualTls { "https" } else { "http" };
-        format!("{scheme}://127.0.0.1:{}", self.ports[0])
+        format!("{scheme}://{}:{CLIENT_PORT}", self.address)
     }
 
     pub fn config(&self) -> EtcdConfig {
@@ -191,14 +190,15 @@ impl Drop for EtcdServer {
     }
 }
 
-fn free_ports() -> [u16; 2] {
-    // Both at once, so that they differ.
-    let listeners = [(); 2].map(|()| TcpListener::bind("127.0.0.1:0").unwrap());
-    listeners.map(|listener| listener.local_addr().unwrap().port())
+fn random_address() -> Ipv4Addr {
+    let mut bytes = [0; 3];
+    getrandom::fill(&mut bytes).unwrap();
+    // Not 127.0.x.y, where the machine's own servers are, and no broadcast address.
+    Ipv4Addr::new(127, 1 + bytes[0] % 250, bytes[1], 1 + bytes[2] % 250)
 }
 
 /// An authority, and a certificate each for the server and a client; and another authority which signed nothing.
-fn make_certificates(folder: &Path) {
+fn make_certificates(folder: &Path, address: Ipv4Addr) {
     for authority in ["ca", "stranger"] {
         let subject = format!("/CN={authority}");
         let (key, pem) = (format!("{authority}.key"), format!("{authority}.pem"));
@@ -209,7 +209,8 @@ fn make_certificates(folder: &Path) {
             &[&new[..], &["-subj", &subject, "-keyout", &key, "-out", &pem], &constraint[..1], &constraint[1..]].concat(),
         );
     }
-    fs::write(folder.join("extensions"), "subjectAltName=IP:127.0.0.1\nextendedKeyUsage=serverAuth,clientAuth\n").unwrap();
+    let extensions = format!("subjectAltName=IP:{address}\nextendedKeyUsage=serverAuth,clientAuth\n");
+    fs::write(folder.join("extensions"), extensions).unwrap();
     for name in ["server", "client"] {
         let subject = format!("/CN={name}");
         let (key, request, pem) = (format!("{name}.key"), format!("{name}.csr"), format!("{name}.pem"));

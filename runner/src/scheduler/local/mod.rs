@@ -1,7 +1,7 @@
 //! Jobs as processes on this machine: the scheduler of a workstation, and of people who write front ends. Nothing needs to be installed
 //! but bash.
 //!
-//! - A job **outlives the runner**. Each has a shepherd ([`shepherd`]), which is this program again, in a process group of its own; what
+//! - A job **outlives the runner**. Each has a shepherd ([`shepherd()`]), which is this program again, in a process group of its own; what
 //!   is known of a job lies in the spool, so that a runner that starts again finds it. Under systemd the unit of the runner needs
 //!   `KillMode=process`, or stopping the runner ends the jobs.
 //! - At most so many jobs run at once; the others wait in order.
@@ -303,7 +303,9 @@ fn environment(account: &Account) -> BTreeMap<String, String> {
     let path = std::env::var("PATH").ok().filter(|path| !root && !path.is_empty()).unwrap_or_else(|| standard.into());
     let of_account =
         [("HOME", &account.home), ("SHELL", &account.shell), ("USER", &account.user.name), ("LOGNAME", &account.user.name)];
-    let inherited = ["LANG", "TMPDIR"].into_iter().filter_map(|name| Some((name.to_owned(), std::env::var(name).ok()?)));
+    // Root's folder for temporary files is not the user's.
+    let inherited = ["LANG", "TMPDIR"].into_iter().filter(|&name| !root || name == "LANG");
+    let inherited = inherited.filter_map(|name| Some((name.to_owned(), std::env::var(name).ok()?)));
     let mut environment: BTreeMap<String, String> = inherited.collect();
     environment.insert("PATH".into(), path);
     environment.extend(of_account.map(|(name, value)| (name.to_owned(), value.clone())));

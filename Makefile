@@ -1,0 +1,70 @@
+# Two commands are enough for most people:  make demo  (see it work)  and  make test  (see it proved).
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.ONESHELL:
+.PHONY: help demo build test test-fast test-bed check fmt deny clean
+
+TARGET := $(shell uname -m)-unknown-linux-musl
+# Where cargo leaves what it builds.
+BUILT := $(or $(CARGO_TARGET_DIR),target)
+# ring has a little C: musl-gcc where it is installed, else the machine's own compiler, whose code needs nothing of its libc.
+MUSL_CC := $(or $(shell command -v musl-gcc),cc)
+
+help:
+	@echo 'make demo    build, and show one job from POST /jobs to the page behind its forwarded port (DEMO_ONCE=1: then end)'
+	@echo 'make build   a static install folder in dist/, ready to be copied to another machine'
+	@echo 'make test    all tests, with a real cluster in network namespaces where this is root'
+	@echo 'make check   formatting, lints, licences, shell scripts: what CI checks beside the tests'
+
+# For the machine's own libc, so that nothing but Rust is needed.
+demo: $(BUILT)/demo/share/keyhole-client.x86_64
+	cargo build --package bwvisu-runner
+	folder=$(BUILT)/demo
+	mkdir -p $$folder/bin
+	cp $(BUILT)/debug/bwvisu-runner $$folder/bin/
+	rm -rf $$folder/templates && cp -r templates $$folder/templates
+	exec $$folder/bin/bwvisu-runner demo $(if $(DEMO_ONCE),--once) $(DEMO_ARGS)
+
+# Always looked at; packaging/build-clients is quick when nothing has changed.
+.PHONY: $(BUILT)/demo/share/keyhole-client.x86_64
+$(BUILT)/demo/share/keyhole-client.x86_64:
+	packaging/build-clients $(BUILT)/demo/share
+
+build:
+	rustup target list --installed 2>/dev/null | grep -qx $(TARGET) || rustup target add $(TARGET)
+	export CC_$(subst -,_,$(TARGET))=$(MUSL_CC)
+	cargo build --release --package bwvisu-runner --target $(TARGET)
+	rm -rf dist
+	mkdir -p dist/bin
+	cp $(BUILT)/$(TARGET)/release/bwvisu-runner dist/bin/
+	packaging/build-clients dist/share
+	cp -r templates dist/templates
+	cp LICENSE dist/
+	echo "dist/ is ready: copy it to /opt/runner on the machine that is to run the service"
+
+test:
+	tests/run
+
+check: fmt deny
+	cargo clippy --workspace --all-targets -- -D warnings
+	cargo clippy --package bwvisu-tests --all-targets --features bed -- -D warnings
+	RUSTDOCFLAGS='-D warnings' cargo doc --workspace --no-deps --quiet
+	if command -v shellcheck >/dev/null; then
+		shellcheck tests/bed tests/bed.d/*.bash tests/bed.d/check tests/install-packages tests/run packaging/build-clients packaging/protoc .ci/run
+	else
+		echo 'NOT CHECKED: the shell scripts, since shellcheck is not installed' >&2
+	fi
+
+fmt:
+	cargo fmt --all -- --check
+
+deny:
+	command -v cargo-deny >/dev/null || cargo install --quiet --locked cargo-deny
+	cargo deny --offline check --hide-inclusion-graph licenses bans sources
+	# The advisories' database lies elsewhere; where it cannot be had, that is said and nothing more is claimed.
+	if cargo deny fetch db >/dev/null 2>&1; then cargo deny check --hide-inclusion-graph advisories; else echo 'NOT CHECKED: advisories, since their database cannot be had here' >&2; fi
+
+clean:
+	cargo clean
+	rm -rf dist
