@@ -1,1 +1,5 @@
-//! The proofs, one module per subject.
+//! The proofs, one module per subject; each causes what it names. See `bwvisu_tests` for what they need.
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test ends where something is not as it should be")]
+
+mod main_path;
+mod templates;

@@ -1,1 +1,22 @@
-//! Harness of the proofs on the bed.
+//! Harness of the proofs on the bed (`tests/bed`): a cluster of real parts in network namespaces.
+//!
+//! * [`bed`]: commands on its hosts, connections from its hosts, faults;
+//! * [`runner`]: a real `bwvisu-runner serve` on its host `runner`, to be killed and started again;
+//! * [`api`]: a front end outside; [`keyhole`]: a keyhole-client played by hand;
+//! * [`gateway`] and [`wait`]: what is installed on a gateway, and waiting within a bounded time.
+//!
+//! `BWVISU_DIST` names the install folder under test (`dist/` in the repository without it), and the `BED_…` variables the
+//! bed, as for `tests/bed`. A bed that is not up is a failure, never a skip.
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test ends where something is not as it should be")]
+
+pub mod api;
+pub mod bed;
+pub mod gateway;
+pub mod keyhole;
+pub mod runner;
+pub mod wait;
+
+pub use api::{Api, Reply};
+pub use bed::Bed;
+pub use runner::{Runner, Setup};
+pub use wait::until;
