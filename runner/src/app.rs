@@ -152,7 +152,7 @@ impl Runner {
             Transport::SelfSigned => Some(self_signed::load_or_make(&config.state_dir.join("tls"), config.api.listen.ip())?),
             Transport::Plain => None,
         };
-        let server = guard::start("api", config.api.listen, tls, Limits::default(), &config.state_dir.join("http"), handler)?;
+        let server = guard::start("api", config.api.listen, tls, api_limits(), &config.state_dir.join("http"), handler)?;
         log::info!("api: listening on {} ({:?})", server.address(), config.api.transport);
         Ok(server)
     }
@@ -167,10 +167,19 @@ impl Runner {
 
 fn start_keyhole(config: &Config, keyhole: Arc<Keyhole>) -> Result<Server> {
     let handler: Handler = Arc::new(move |request| http::keyhole::handle(&keyhole, &request));
-    let server =
-        guard::start("keyhole", config.keyhole.listen, None, Limits::default(), &config.state_dir.join("http"), handler)?;
+    let server = guard::start("keyhole", config.keyhole.listen, None, keyhole_limits(), &config.state_dir.join("http"), handler)?;
     log::info!("keyhole: listening on {}", server.address());
     Ok(server)
+}
+
+/// A submission may have to try several command nodes, and look for a job whose answer was lost.
+fn api_limits() -> Limits {
+    Limits { handle: Duration::from_secs(150), body_bytes: 256 << 10, ..Limits::default() }
+}
+
+/// Room for the names of the largest job's nodes.
+fn keyhole_limits() -> Limits {
+    Limits { body_bytes: 320 << 10, ..Limits::default() }
 }
 
 /// Opens the store that the configuration names.
@@ -185,7 +194,9 @@ fn prepare_folders(config: &Config) -> Result<()> {
     make_private(&config.state_dir)?;
     make_private(&config.state_dir.join("ssh"))?;
     make_private(&config.state_dir.join("http"))?;
-    make_private(&config.ssh.sockets)
+    make_private(&config.ssh.sockets)?;
+    crate::ssh::remove_stale_sockets(&config.ssh.sockets);
+    Ok(())
 }
 
 /// Makes a folder that only we may enter, if it is not there.

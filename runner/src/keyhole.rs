@@ -251,9 +251,24 @@ impl Keyhole {
         Ok(())
     }
 
-    /// Makes some blocks of a gateway hold what the ledger says. If somebody changed the ledger meanwhile, their writing and ours may have
-    /// crossed, so it is done again.
+    /// Makes some blocks of a gateway hold what the ledger says.
     pub fn install(&self, cluster: &Cluster, gateway: &dyn Gateway, blocks: &BTreeSet<u16>) -> Result<()> {
+        self.write(cluster, gateway, blocks, |rules| gateway.apply(rules))
+    }
+
+    /// The same, and everything around the blocks.
+    pub fn set_up(&self, cluster: &Cluster, gateway: &dyn Gateway, blocks: &BTreeSet<u16>) -> Result<()> {
+        self.write(cluster, gateway, blocks, |rules| gateway.set_up(rules))
+    }
+
+    /// If somebody changed the ledger while we wrote, their writing and ours may have crossed, so it is done again.
+    fn write(
+        &self,
+        cluster: &Cluster,
+        gateway: &dyn Gateway,
+        blocks: &BTreeSet<u16>,
+        write: impl Fn(&BTreeMap<u16, BTreeSet<Rule>>) -> Result<()>,
+    ) -> Result<()> {
         let writer = Arc::clone(
             self.writers.lock().unwrap_or_else(PoisonError::into_inner).entry(gateway.address().to_owned()).or_default(),
         );
@@ -261,8 +276,7 @@ impl Keyhole {
         let read = || self.store.blocks(&cluster.name, gateway.address(), blocks);
         let mut before = read()?;
         loop {
-            let rules = before.iter().map(|(block, _)| (block.block, rules(&cluster.name, &block.forwardings))).collect();
-            gateway.apply(&rules)?;
+            write(&before.iter().map(|(block, _)| (block.block, rules(&cluster.name, &block.forwardings))).collect())?;
             let after = read()?;
             if after.iter().zip(&before).all(|(after, before)| after.1 == before.1) {
                 return Ok(());

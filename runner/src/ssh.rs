@@ -40,15 +40,22 @@ pub struct Node {
     port: u16,
     user: String,
     options: SshOptions,
-    master: Mutex<Option<Master>>,
+    link: Mutex<Link>,
     sessions: Permits,
+}
+
+#[derive(Default)]
+struct Link {
+    master: Option<Master>,
+    /// When and why the last connection could not be made.
+    failure: Option<(Instant, Error)>,
 }
 
 impl Node {
     /// A machine that is reached as `user@address:port`. Does not connect yet.
     pub fn new(user: &str, address: &str, port: u16, options: SshOptions) -> Self {
         let sessions = Permits::new(SESSIONS);
-        Self { address: address.into(), port, user: user.into(), options, master: Mutex::new(None), sessions }
+        Self { address: address.into(), port, user: user.into(), options, link: Mutex::default(), sessions }
     }
 
     /// The address, for messages.
@@ -102,26 +109,31 @@ impl Node {
 
     /// The control socket of a living connection.
     fn connect(&self, deadline: Instant) -> Result<PathBuf> {
-        let mut master = lock(&self.master);
-        if let Some(master) = master.as_mut()
+        let since = Instant::now();
+        let mut link = lock(&self.link);
+        if let Some(master) = link.master.as_mut()
             && master.alive()
         {
             return Ok(master.socket.clone());
         }
-        *master = None;
-        let fresh = self.make_master(deadline)?;
+        // Whoever waited while another call tried in vain need not try again at once.
+        if let Some((_, error)) = link.failure.as_ref().filter(|(at, _)| *at >= since) {
+            return Err(error.clone());
+        }
+        link.master = None;
+        let fresh = self.make_master(deadline).inspect_err(|error| link.failure = Some((Instant::now(), error.clone())))?;
         let socket = fresh.socket.clone();
-        *master = Some(fresh);
+        link.master = Some(fresh);
         Ok(socket)
     }
 
     fn disconnect(&self) {
-        *lock(&self.master) = None;
+        lock(&self.link).master = None;
     }
 
     /// Whether the connection still carries anything: a dead network is otherwise noticed only by ssh's own keep-alive.
     fn answers(&self) -> bool {
-        let Some(socket) = lock(&self.master).as_ref().map(|master| master.socket.clone()) else { return true };
+        let Some(socket) = lock(&self.link).master.as_ref().map(|master| master.socket.clone()) else { return true };
         let deadline = Instant::now() + Duration::from_secs(3);
         command::run(self.client(&socket).arg("true"), b"", deadline).is_ok_and(|output| output.status.success())
     }
@@ -264,6 +276,18 @@ fn socket_name() -> String {
     format!("{}-{}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed))
 }
 
+/// Removes the sockets that programs left behind which did not end in good order.
+pub fn remove_stale_sockets(folder: &Path) {
+    for entry in std::fs::read_dir(folder).into_iter().flatten().flatten() {
+        let name = entry.file_name().to_string_lossy().into_owned();
+        let owner = name.split('-').next().and_then(|pid| pid.parse::<u32>().ok());
+        if owner.is_some_and(|pid| pid == std::process::id() || !Path::new("/proc").join(pid.to_string()).exists()) {
+            // Whoever else cleans up here is welcome to be faster.
+            let _ = std::fs::remove_file(entry.path());
+        }
+    }
+}
+
 /// How many commands may run at once on one connection.
 struct Permits {
     free: Mutex<usize>,
@@ -304,6 +328,20 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn sockets_of_the_dead_are_removed_and_those_of_the_living_stay() {
+        let folder = tempfile::tempdir().unwrap();
+        let living = format!("{}-0", std::os::unix::process::parent_id());
+        for name in [living.as_str(), "4194305-0", "unrelated"] {
+            std::fs::write(folder.path().join(name), "").unwrap();
+        }
+        remove_stale_sockets(folder.path());
+        let mut left: Vec<_> =
+            std::fs::read_dir(folder.path()).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap()).collect();
+        left.sort();
+        assert_eq!(left, [living.as_str(), "unrelated"]);
+    }
 
     #[test]
     fn no_more_sessions_than_a_stock_sshd_takes() {

@@ -62,16 +62,6 @@ impl Iptables {
         }
     }
 
-    fn set_up(&self, blocks: &BTreeMap<u16, BTreeSet<Rule>>) -> Result<()> {
-        let saved = self.save()?;
-        let output = self.script(&self.names.set_up_script(&saved, blocks), APPLY_LIMIT)?;
-        if !output.status.success() {
-            return Err(self.failed("iptables-restore", &output));
-        }
-        log::info!("gateway {}: chains {} set up", self.node.address(), self.names.prefix);
-        self.unresolved(&output)
-    }
-
     /// A name that the gateway cannot resolve costs only its own rule; the others are in.
     fn unresolved(&self, output: &Output) -> Result<()> {
         match output.stdout.lines().find_map(|line| line.strip_prefix("unresolved ")) {
@@ -115,6 +105,16 @@ impl Gateway for Iptables {
 
     fn apply(&self, blocks: &BTreeMap<u16, BTreeSet<Rule>>) -> Result<()> {
         if self.rewrite(blocks)? { Ok(()) } else { self.set_up(blocks) }
+    }
+
+    fn set_up(&self, blocks: &BTreeMap<u16, BTreeSet<Rule>>) -> Result<()> {
+        let saved = self.save()?;
+        let output = self.script(&self.names.set_up_script(&saved, blocks), APPLY_LIMIT)?;
+        if !output.status.success() {
+            return Err(self.failed("iptables-restore", &output));
+        }
+        log::info!("gateway {}: chains {} set up", self.node.address(), self.names.prefix);
+        self.unresolved(&output)
     }
 
     fn installed(&self) -> Result<Installed> {

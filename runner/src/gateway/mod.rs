@@ -63,9 +63,13 @@ pub trait Gateway: Send + Sync {
     /// Which of the targets accept a connection, seen from the gateway: one round trip, however many they are.
     fn probe(&self, targets: &[Target]) -> Result<Probe>;
 
-    /// Makes each of these blocks hold exactly these rules, all at once, and everything around them that they need; other blocks, and
-    /// whatever is not ours, stay as they are. `Conflict` when somebody else holds one of the ports.
+    /// Makes each of these blocks hold exactly these rules, all at once; other blocks, and whatever is not ours, stay as they are.
+    ///
+    /// After any error but `Unknown` nothing of it is installed. `Conflict` when somebody else holds one of the ports.
     fn apply(&self, blocks: &BTreeMap<u16, BTreeSet<Rule>>) -> Result<()>;
+
+    /// The same, and everything around the blocks is made anew: for a gateway that [`Installed::ready`] says is not ready.
+    fn set_up(&self, blocks: &BTreeMap<u16, BTreeSet<Rule>>) -> Result<()>;
 
     /// What is installed now.
     fn installed(&self) -> Result<Installed>;

@@ -18,8 +18,8 @@ use std::fmt::Write;
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-const SUBMIT_LIMIT: Duration = Duration::from_secs(60);
-const LOOK_LIMIT: Duration = Duration::from_secs(30);
+const SUBMIT_LIMIT: Duration = Duration::from_secs(45);
+const LOOK_LIMIT: Duration = Duration::from_secs(20);
 /// A command node that failed is asked last for this long.
 const REST: Duration = Duration::from_secs(30);
 /// How long we believe what a command node said about an account.

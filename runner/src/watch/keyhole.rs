@@ -35,8 +35,16 @@ impl KeyholeWatch {
         let jobs: HashMap<u64, Job> = self.store.active_jobs(&self.cluster.name)?.into_iter().map(|job| (job.id, job)).collect();
         let (keep, end): (Vec<Grant>, Vec<Grant>) =
             grants.into_iter().partition(|grant| grant.state != GrantState::Closing && keeps_ports(jobs.get(&grant.job)));
+        let silent: BTreeSet<&str> =
+            self.cluster.gateways.iter().zip(&installed).filter(|(_, i)| i.is_err()).map(|(g, _)| g.address()).collect();
         for grant in &end {
-            log_failure(grant.job, self.keyhole.withdraw(&self.cluster, grant));
+            let withdrawn = if silent.contains(grant.gateway.as_str()) {
+                // Its rules go when it answers again; until then its ports stay taken.
+                self.store.close_grant(grant)
+            } else {
+                self.keyhole.withdraw(&self.cluster, grant)
+            };
+            log_failure(grant.job, withdrawn);
         }
         let mut failure = Ok(());
         for (gateway, installed) in self.cluster.gateways.iter().zip(installed) {
@@ -48,19 +56,31 @@ impl KeyholeWatch {
 
     /// Makes what is installed be what the ledger says, where it differs.
     fn mend(&self, gateway: &dyn Gateway, installed: &Installed) -> Result<()> {
-        let ledger = self.store.gateway_blocks(&self.cluster.name, gateway.address())?;
-        let wanted = ledger.into_iter().map(|(number, block)| (number, rules(&self.cluster.name, &block.forwardings))).collect();
-        let mut wrong = differing(&wanted, &installed.blocks);
+        let mut wrong = self.wrong(gateway, installed)?;
+        if installed.ready && !wrong.is_empty() {
+            // A grant or a withdrawal that was under way during the look looks like a fault, but not twice.
+            let again = self.wrong(gateway, &gateway.installed()?)?;
+            wrong.retain(|block| again.contains(block));
+        }
         if !installed.ready {
-            // The way to the rules is missing: the gateway is new to us, was rebooted or flushed.
-            log::warn!("gateway {}: our chains are not there; setting them up", gateway.address());
-            wrong.extend(wanted.keys());
-        } else if !wrong.is_empty() {
-            log::warn!("gateway {}: rules differ from the records in blocks {wrong:?}; mending", gateway.address());
-        } else {
+            log::warn!(
+                "gateway {}: our chains are not all there (a new, rebooted or flushed gateway); setting them up",
+                gateway.address()
+            );
+            return self.keyhole.set_up(&self.cluster, gateway, &wrong);
+        }
+        if wrong.is_empty() {
             return Ok(());
         }
+        log::warn!("gateway {}: rules differ from the records in blocks {wrong:?}; mending", gateway.address());
         self.keyhole.install(&self.cluster, gateway, &wrong)
+    }
+
+    /// The blocks of a gateway that are not as the ledger says.
+    fn wrong(&self, gateway: &dyn Gateway, installed: &Installed) -> Result<BTreeSet<u16>> {
+        let ledger = self.store.gateway_blocks(&self.cluster.name, gateway.address())?;
+        let wanted = ledger.into_iter().map(|(number, block)| (number, rules(&self.cluster.name, &block.forwardings))).collect();
+        Ok(differing(&wanted, &installed.blocks))
     }
 
     /// Asks which of the forwarded ports accept connections, one batch per gateway.

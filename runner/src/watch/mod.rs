@@ -55,7 +55,7 @@ pub fn repeat(
             }
         }
     };
-    thread::Builder::new().name("watch".into()).spawn(move || work())
+    thread::Builder::new().name("watch".into()).spawn(work)
 }
 
 /// What is worth a line in the log: changes only.
