@@ -360,8 +360,8 @@ fn a_script_with_two_clients_is_far_below_what_slurm_refuses() {
 
 #[test]
 fn the_real_client_is_unpacked_and_gives_its_own_reason() {
-    let Some(program) = env::var_os("KEYHOLE_CLIENT_BIN") else {
-        return say("*** NOT RUN: the real keyhole-client in a batch script; set KEYHOLE_CLIENT_BIN to its file ***");
+    let Some(program) = env::var_os("TEST_KEYHOLE_CLIENT") else {
+        return say("*** NOT RUN: the real keyhole-client in a batch script; set TEST_KEYHOLE_CLIENT to its file ***");
     };
     let mut job = Job::new();
     job.client = fs::read(program).unwrap();

@@ -15,11 +15,11 @@ pub fn say(message: &str) {
     writeln!(io::stderr(), "{message}").expect("standard error");
 }
 
-/// The folder with both programs: the one that `KEYHOLE_CLIENTS` names, else built now as they are shipped.
+/// The folder with both programs: the one that `TEST_KEYHOLE_CLIENTS` names, else built now as they are shipped.
 pub fn folder() -> &'static Path {
     static FOLDER: OnceLock<PathBuf> = OnceLock::new();
     FOLDER.get_or_init(|| {
-        if let Some(folder) = env::var_os("KEYHOLE_CLIENTS") {
+        if let Some(folder) = env::var_os("TEST_KEYHOLE_CLIENTS") {
             return folder.into();
         }
         let folder = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join("clients");

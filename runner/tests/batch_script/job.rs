@@ -137,7 +137,7 @@ impl Job {
         command
             .env("RECORD", self.path("record"))
             .env_remove("XDG_RUNTIME_DIR")
-            .env_remove("KEYHOLE_CLIENT_BIN")
+            .env_remove("TEST_KEYHOLE_CLIENT")
             .envs(self.environment.iter().cloned());
         command
     }
