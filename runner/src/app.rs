@@ -4,6 +4,7 @@ use crate::cluster::Cluster;
 use crate::config::{Config, StoreConfig, Transport};
 use crate::domain::batch_script::Clients;
 use crate::error::{Error, Result};
+use crate::folder::make_private;
 use crate::http::guard::{self, Handler, Limits, Server};
 use crate::http::{self, jobs::Api, self_signed, tls};
 use crate::jobs::Jobs;
@@ -12,9 +13,8 @@ use crate::store::{Store, embedded::Embedded, etcd::Etcd};
 use crate::templates::TemplateFolder;
 use crate::watch::{Stop, jobs::JobsWatch, keyhole::KeyholeWatch, repeat};
 use std::collections::BTreeSet;
-use std::fs::{self, DirBuilder};
+use std::fs;
 use std::net::SocketAddr;
-use std::os::unix::fs::DirBuilderExt;
 use std::path::Path;
 use std::str::FromStr;
 use std::sync::Arc;
@@ -197,12 +197,6 @@ fn prepare_folders(config: &Config) -> Result<()> {
     make_private(&config.ssh.sockets)?;
     crate::ssh::remove_stale_sockets(&config.ssh.sockets);
     Ok(())
-}
-
-/// Makes a folder that only we may enter, if it is not there.
-pub fn make_private(folder: &Path) -> Result<()> {
-    let made = DirBuilder::new().recursive(true).mode(0o700).create(folder);
-    made.map_err(|e| Error::unavailable(format!("folder {} cannot be made: {e}", folder.display())))
 }
 
 /// A template that is wrong is its own misfortune: the others work.

@@ -20,6 +20,7 @@ pub mod command;
 pub mod config;
 pub mod domain;
 pub mod error;
+pub mod folder;
 pub mod gateway;
 pub mod http;
 pub mod jobs;

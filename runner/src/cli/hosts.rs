@@ -94,7 +94,7 @@ fn accept() -> Result<bool> {
 fn remember(file: &Path, keys: &str) -> Result<()> {
     let failed = |e: io::Error| Error::unavailable(format!("{} cannot be written: {e}", file.display()));
     if let Some(folder) = file.parent() {
-        crate::app::make_private(folder)?;
+        crate::folder::make_private(folder)?;
     }
     let known = fs::read_to_string(file).unwrap_or_default();
     let fresh: String = keys

@@ -1,8 +1,8 @@
 //! A certificate of our own making, for installations that have none: made once and kept, so that front ends can pin it.
 
 use super::tls;
-use crate::app::make_private;
 use crate::error::{Error, Result};
+use crate::folder::make_private;
 use rcgen::{CertificateParams, DistinguishedName, DnType, KeyPair};
 use std::fs::OpenOptions;
 use std::io::Write;
