@@ -2,4 +2,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test ends where something is not as it should be")]
 
 mod main_path;
+mod nodes;
 mod templates;
+mod tokens;
+mod users;

@@ -3,7 +3,7 @@
 use crate::templates::{EXITING, PORTLESS, SERVICE, SLOW_SERVICE};
 use bwvisu_tests::gateway::{all_forwardings, forwardings_of, records};
 use bwvisu_tests::wait::{throughout, until};
-use bwvisu_tests::{Bed, Runner};
+use bwvisu_tests::{Bed, Runner, Setup};
 use serde_json::{Value, json};
 use std::io::{Read, Write};
 use std::net::TcpStream;
@@ -98,9 +98,9 @@ fn assert_nothing_is_left(bed: &Bed, runner: &Runner, job: &Value) {
 #[test]
 fn the_ports_of_a_finished_job_are_given_to_the_next() {
     let bed = Bed::take();
-    // Room for one job at a time on each gateway.
-    let setup =
-        bwvisu_tests::Setup { templates: &[SERVICE], ports: (50000, 50000), max_ports: 1, ..bwvisu_tests::Setup::default() };
+    // Room for one job on each node, whichever gateway it is.
+    let text = SERVICE.1.replace("PORTS 1", "PORTS 2");
+    let setup = Setup { templates: &[(SERVICE.0, &text)], ports: (50000, 50001), max_ports: 2, ..Setup::default() };
     let runner = Runner::with(&bed, &setup);
     for _ in 0..3 {
         let id = runner.api.submit("bob", SERVICE.0, &json!({}));

@@ -42,3 +42,39 @@ pub const EXITING: (&str, &str) = (
 exit {{code}}
 ",
 );
+
+/// Three nodes and five ports: says which, binds all of them on every node, then serves each of them from the first.
+pub const WIDE: (&str, &str) = (
+    "wide.txt",
+    r#"#!/bin/bash
+#SBATCH --time=10 --nodes=3 --ntasks-per-node=1 --nodelist=c[0-2]
+#KEYHOLE-REQUEST-PORTS 5
+set -eu
+env | grep '^KEYHOLE_' | sort
+srun python3 -c '
+import os, socket
+for i in range(5):
+    held = socket.socket()
+    held.bind(("", int(os.environ["KEYHOLE_PORT%d" % i])))
+    held.listen()
+    print(socket.gethostname(), "could listen on port", i)
+'
+exec python3 -c '
+import os, socket, threading
+def serve(i):
+    door = socket.socket()
+    door.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    door.bind(("", int(os.environ["KEYHOLE_PORT%d" % i])))
+    door.listen(64)
+    while True:
+        guest, _ = door.accept()
+        try:
+            guest.sendall(b"bytes of port %d" % i)
+            guest.close()
+        except OSError:
+            pass # it only knocked
+for i in range(5):
+    threading.Thread(target=serve, args=(i,)).start()
+'
+"#,
+);
