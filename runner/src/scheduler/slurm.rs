@@ -2,7 +2,8 @@
 //!
 //! `sbatch` runs as the job's owner (`sudo -n -u USER`), with the script on its standard input. All jobs are watched with one
 //! `squeue`, asked for our jobs' exact names: so a foreign job never appears, and none can smuggle a line into the answer with a
-//! clever name. Only fields that a job's owner cannot fill with free text are asked for, for the same reason.
+//! clever name. Only fields that a job's owner cannot fill with free text are asked for, for the same reason: a folder's name may hold
+//! newlines, and anybody may call a job like ours.
 
 use super::{Scheduler, Submission};
 use crate::command::Output;
@@ -31,7 +32,7 @@ const END: &str = "bwvisu-end";
 
 /// What we read from `squeue`, in this order; what follows goes into the job's details as it is. The names and this way of writing the
 /// format are the same from Slurm 22.05 to today's.
-const FIELDS: [&str; 25] = [
+const FIELDS: [&str; 24] = [
     "JobID",
     "Name",
     "UserName",
@@ -56,7 +57,6 @@ const FIELDS: [&str; 25] = [
     "UserID",
     "GroupName",
     "Reservation",
-    "WorkDir",
 ];
 const LEADING: usize = 8;
 

@@ -10,7 +10,7 @@ fn output(code: i32, stdout: &str, stderr: &str) -> Output {
 
 /// As squeue of Slurm 22.05 printed it.
 const LINE: &str = "12|bwvisu-7-0a1b2c3d|alice|RUNNING|1|0|c[0-1]|None|(null)|main|normal|5:00|2026-11-22T01:36:15|2026-11-22T01:36:16|\
-2026-11-22T01:41:16|2|2|2|0|cpu=2,node=2,billing=2|c0|2001|alice|(null)|/srv/home/alice|";
+2026-11-22T01:41:16|2|2|2|0|cpu=2,node=2,billing=2|c0|2001|alice|(null)|";
 
 #[test]
 fn a_line_of_squeue_is_read() {
