@@ -2,7 +2,7 @@
 
 use crate::config::{self, Config, Login};
 use crate::domain::ports::PortRange;
-use crate::domain::user::{User, UserPolicy, check_user_name};
+use crate::domain::user::{User, UserPolicy};
 use crate::error::{Error, Result};
 use crate::gateway::{Gateway, iptables::Iptables, relay::Relay};
 use crate::scheduler::{Scheduler, local::Local, slurm::Slurm};
@@ -52,7 +52,7 @@ impl Cluster {
 
     /// The account that a front end named, if it exists and may use the service.
     pub fn user(&self, name: &str) -> Result<User> {
-        check_user_name(name)?;
+        self.users.check_name(name)?;
         let user = self.scheduler.user(name)?;
         let user = user.ok_or_else(|| Error::bad_input(format!("uid: there is no user {name} on the cluster")))?;
         self.users.check(&user).map(|()| user)

@@ -31,10 +31,16 @@ impl Default for UserPolicy {
 }
 
 impl UserPolicy {
+    /// Refuses what no name of a user of ours can be, before anybody is asked about it.
+    pub fn check_name(&self, name: &str) -> Result<()> {
+        check_user_name(name)?;
+        if name == "root" || name.parse() == Ok(0u64) { Err(root_refused()) } else { Ok(()) }
+    }
+
     /// Refuses accounts that may not use the service, with the reason.
     pub fn check(&self, user: &User) -> Result<()> {
         if user.uid == 0 || user.name == "root" {
-            return Err(Error::bad_input("uid: root may not submit jobs"));
+            return Err(root_refused());
         }
         if user.uid < self.min_uid {
             return Err(Error::bad_input(format!(
@@ -49,6 +55,10 @@ impl UserPolicy {
             _ => Ok(()),
         }
     }
+}
+
+fn root_refused() -> Error {
+    Error::bad_input("uid: root may not submit jobs")
 }
 
 /// Checks that `name` can be a user's name or number before anything is asked about it: letters, digits, `.`, `_`
@@ -106,6 +116,16 @@ mod tests {
         assert!(policy.check(&user("alice", 1000)).is_ok());
         assert!(UserPolicy { group: Some("vis".into()), ..policy.clone() }.check(&user("alice", 1000)).is_err());
         assert!(UserPolicy { group: Some("users".into()), ..policy }.check(&user("alice", 1000)).is_ok());
+    }
+
+    #[test]
+    fn root_is_refused_by_name_and_number_alone() {
+        for name in ["root", "0", "00", "-u", ""] {
+            assert!(UserPolicy::default().check_name(name).is_err(), "{name:?}");
+        }
+        for name in ["alice", "rooted", "1001", "0day"] {
+            assert!(UserPolicy::default().check_name(name).is_ok(), "{name:?}");
+        }
     }
 
     #[test]
