@@ -4,7 +4,7 @@
 //! good looks in a row.
 
 use crate::cluster::Cluster;
-use crate::domain::job::{Job, Outcome, Seen};
+use crate::domain::job::{Job, Outcome, Phase, Seen};
 use crate::error::Result;
 use crate::jobs::lingers;
 use crate::store::Store;
@@ -90,6 +90,9 @@ impl JobsWatch {
         if after.state != job.state {
             log::info!("job {}: {:?}: {}", job.id, after.state, after.message);
         }
+        if let (Phase::Unclear(word), true) = (&seen.phase, after.details != job.details) {
+            log::warn!("job {}: the scheduler's state {word} is not known; it stays {:?}", job.id, after.state);
+        }
         if lingers(&after, seen) {
             self.cluster.scheduler.cancel(&after.user, &seen.scheduler_job_id)?;
         }
@@ -152,7 +155,7 @@ fn ending(job: &Job) -> (Outcome, String) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::domain::job::{Phase, State};
+    use crate::domain::job::State;
 
     fn job(scheduler_job_id: Option<&str>, age: i64) -> Job {
         Job {
