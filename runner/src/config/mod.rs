@@ -337,9 +337,7 @@ fn cluster(file: ConfigFile) -> Result<Cluster> {
     if range.lo < 1024 || range.is_empty() || range.len() < 2 {
         return Err(Error::bad_input(format!("keyholed-port-range: {range} is not a range of ports above 1023")));
     }
-    if !file.bwvisu_home_prefix.is_absolute() {
-        return Err(Error::bad_input("bwvisu-home-prefix: is not an absolute path"));
-    }
+    check_home_prefix(&file.bwvisu_home_prefix)?;
     let prefix = &file.iptables_chain_prefix;
     if prefix.is_empty() || prefix.len() > 16 || !prefix.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_') {
         return Err(Error::bad_input("iptables-chain-prefix: 1 to 16 letters, digits and underscores"));
@@ -361,6 +359,18 @@ fn cluster(file: ConfigFile) -> Result<Cluster> {
         hostname_suffix: file.forwarding_hostname_suffix,
         chain_prefix: file.iptables_chain_prefix,
     })
+}
+
+/// Templates have it in `{{bwvisu_home}}`, where it stands unquoted in a shell script.
+fn check_home_prefix(prefix: &Path) -> Result<()> {
+    if !prefix.is_absolute() {
+        return Err(Error::bad_input("bwvisu-home-prefix: is not an absolute path"));
+    }
+    let safe = |byte: &u8| byte.is_ascii_alphanumeric() || b"./-_".contains(byte);
+    if prefix.as_os_str().as_encoded_bytes().iter().all(safe) {
+        return Ok(());
+    }
+    Err(Error::bad_input("bwvisu-home-prefix: only ASCII letters and digits, . / - _ may be in it, because templates use it"))
 }
 
 fn command_nodes(file: &ConfigFile) -> Result<Vec<Login>> {
