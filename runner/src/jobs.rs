@@ -73,8 +73,10 @@ impl Jobs {
         let suffix = u32::from_be_bytes(random()?);
         let job = self.store.create_job(|id| new_job(cluster, id, &new, &user, &token, suffix))?;
         log::info!("job {}: {} for {} as {}", job.id, job.template_name, job.user, job.name);
-        let submitted =
-            self.script(&job, &template, cluster, &user, &token).and_then(|script| self.place(cluster, &job, &user, &script));
+        let submitted = match self.script(&job, &template, cluster, &user, &token) {
+            Ok(script) => self.place(cluster, &job, &user, &script),
+            Err(error) => self.rejected(&job, error),
+        };
         submitted.inspect_err(|error| log::warn!("job {}: {error}", job.id))
     }
 
