@@ -247,7 +247,8 @@ pub fn parse<T: DeserializeOwned>(text: &str, path: &Path) -> Result<T> {
     let mut json = serde_json::Deserializer::from_str(text);
     let value = serde_path_to_error::deserialize(&mut json).map_err(|e| {
         let key = e.path().to_string();
-        let key = if key == "." { String::new() } else { format!("{key}: ") };
+        // "?" is what it says where the text itself is broken.
+        let key = if key == "." || key == "?" { String::new() } else { format!("{key}: ") };
         Error::bad_input(format!("{}: {key}{}", path.display(), e.into_inner()))
     })?;
     json.end().map_err(|e| Error::bad_input(format!("{}: {e}", path.display())))?;

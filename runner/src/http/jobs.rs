@@ -104,7 +104,8 @@ fn read_job(body: &[u8]) -> Result<NewJob> {
     let mut json = serde_json::Deserializer::from_slice(body);
     let job: NewJob = serde_path_to_error::deserialize(&mut json).map_err(|error| {
         let member = error.path().to_string();
-        let place = if member == "." { "the body".to_owned() } else { printable(&member) };
+        // "?" is what it says where the text itself is broken.
+        let place = if member == "." || member == "?" { "the body".to_owned() } else { printable(&member) };
         Error::bad_input(format!("{place}: {}", printable(&error.into_inner().to_string())))
     })?;
     json.end().map_err(|_| Error::bad_input("the body: there is something behind the JSON object"))?;
