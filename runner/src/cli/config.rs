@@ -78,8 +78,7 @@ fn faults(config: &Config) -> Vec<Error> {
         Ok(names) => faults.extend(names.iter().filter_map(|name| templates.load(name).err())),
         Err(error) => faults.push(error),
     }
-    let uses_ssh = config.clusters.iter().any(|cluster| !cluster.command_nodes.is_empty());
-    if uses_ssh && !config.ssh.known_hosts.exists() {
+    if !super::hosts::logins(config).is_empty() && !config.ssh.known_hosts.exists() {
         faults.push(Error::bad_input(format!(
             "{} is not there: see `bwvisu-runner hosts trust`",
             config.ssh.known_hosts.display()

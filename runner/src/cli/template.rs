@@ -43,18 +43,22 @@ pub fn variable(text: &str) -> Result<(String, String), String> {
 /// Runs `template …`.
 pub fn run(named: Option<&Path>, command: &TemplateCommand) -> Result<ExitCode> {
     match command {
-        TemplateCommand::Check { templates, names } => check(&folder(named, templates.as_deref()), names),
-        TemplateCommand::Render { templates, name, variables } => render(&folder(named, templates.as_deref()), name, variables),
+        TemplateCommand::Check { templates, names } => check(&folder(named, templates.as_deref())?, names),
+        TemplateCommand::Render { templates, name, variables } => render(&folder(named, templates.as_deref())?, name, variables),
     }
 }
 
-fn folder(named: Option<&Path>, folder: Option<&Path>) -> TemplateFolder {
+/// Authors of templates need no configuration, but one that is named must be right.
+fn folder(named: Option<&Path>, folder: Option<&Path>) -> Result<TemplateFolder> {
     const DEFAULT_MAX_PORTS: u32 = 100;
-    let config = config::load(named).ok();
+    let config = match config::load(named) {
+        Err(error) if named.is_some() => return Err(error),
+        config => config.ok(),
+    };
     let max_ports = config.as_ref().map_or(DEFAULT_MAX_PORTS, |config| config.keyhole.max_ports);
     let configured = config.map(|config| config.templates);
     let folder = folder.map(Path::to_owned).or(configured).unwrap_or_else(|| config::install_dir().join("templates"));
-    TemplateFolder::new(folder, max_ports)
+    Ok(TemplateFolder::new(folder, max_ports))
 }
 
 fn check(templates: &TemplateFolder, names: &[String]) -> Result<ExitCode> {
