@@ -1,0 +1,255 @@
+//! The documents tell the truth about what can be looked up: keys, commands, files, examples, and what is absent where.
+
+#![allow(clippy::unwrap_used, reason = "a test ends where something is not as it should be")]
+
+use bwvisu_runner::config::file::{ConfigFile, Settings, parse};
+use bwvisu_runner::config::{Config, check};
+use serde_json::Value;
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+fn root() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("..")
+}
+
+fn read(path: &str) -> String {
+    fs::read_to_string(root().join(path)).unwrap_or_else(|error| panic!("{path}: {error}"))
+}
+
+/// All files below a folder, by paths from the root of the project.
+fn files(folder: &str) -> Vec<String> {
+    let mut found = Vec::new();
+    for entry in fs::read_dir(root().join(folder)).unwrap() {
+        let entry = entry.unwrap();
+        let path = format!("{folder}/{}", entry.file_name().to_str().unwrap());
+        if entry.file_type().unwrap().is_dir() { found.extend(files(&path)) } else { found.push(path) }
+    }
+    found.sort();
+    found
+}
+
+/// The documents of the project.
+fn documents() -> Vec<String> {
+    let mut found: Vec<String> = files("docs").into_iter().chain(files("rpm")).collect();
+    found.extend(fs::read_dir(root()).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap()));
+    found.retain(|path| path.ends_with(".md"));
+    assert!(found.len() > 6, "{found:?}");
+    found
+}
+
+/// The fenced blocks of a document that are marked with `language`.
+fn blocks(path: &str, language: &str) -> Vec<String> {
+    let text = read(path);
+    let begin = format!("\n```{language}\n");
+    text.split(&begin).skip(1).map(|rest| rest.split("\n```").next().unwrap().to_owned()).collect()
+}
+
+/// The fields of the structures of `config/file.rs`, as keys: structure → (key, type).
+fn structures() -> BTreeMap<String, Vec<(String, String)>> {
+    let mut structures: BTreeMap<String, Vec<(String, String)>> = BTreeMap::new();
+    let mut current = String::new();
+    for line in read("runner/src/config/file.rs").lines() {
+        if let Some(name) = line.strip_prefix("pub struct ") {
+            current = name.trim_end_matches(" {").to_owned();
+            structures.entry(current.clone()).or_default();
+        } else if let Some((field, kind)) = line.strip_prefix("    pub ").and_then(|field| field.split_once(": ")) {
+            let kind = kind.trim_end_matches(',').to_owned();
+            structures.get_mut(&current).unwrap().push((field.replace('_', "-"), kind));
+        }
+    }
+    structures
+}
+
+/// All keys that a file of this structure may have, with dots between, and `[]` behind what is a list.
+fn keys(structures: &BTreeMap<String, Vec<(String, String)>>, structure: &str, prefix: &str) -> BTreeSet<String> {
+    let mut keys = BTreeSet::new();
+    for (key, kind) in &structures[structure] {
+        let path = format!("{prefix}{key}");
+        let list = if kind.starts_with("Vec<") { "[]" } else { "" };
+        let inner = kind.trim_start_matches("Vec<").trim_start_matches("Option<").trim_end_matches('>');
+        if structures.contains_key(inner) {
+            keys.extend(self::keys(structures, inner, &format!("{path}{list}.")));
+        }
+        keys.insert(path);
+    }
+    keys
+}
+
+#[test]
+fn every_key_of_the_configuration_is_documented_and_no_other() {
+    let structures = structures();
+    let mut known = keys(&structures, "ConfigFile", "");
+    known.extend(keys(&structures, "Settings", ""));
+    let text = read("docs/config.md");
+    let rows = text.lines().filter_map(|line| line.strip_prefix("| `")?.split_once("` |").map(|(key, _)| key.to_owned()));
+    let documented: BTreeSet<String> = rows.filter(|key| !key.starts_with(char::is_uppercase)).collect();
+    assert!(known.len() > 40, "the keys were not found in the source: {known:?}");
+    assert_eq!(documented, known);
+}
+
+fn load(text: &str, place: &str) -> Config {
+    let file: ConfigFile = parse(text, Path::new(place)).unwrap_or_else(|error| panic!("{error}"));
+    check(file, Settings::default(), Path::new(place)).unwrap_or_else(|error| panic!("{error}"))
+}
+
+#[test]
+fn every_example_of_a_configuration_is_one() {
+    for (path, expected) in [("README.md", 3), ("docs/config.md", 3)] {
+        let blocks = blocks(path, "json");
+        assert_eq!(blocks.len(), expected, "{path}");
+        for block in blocks {
+            if block.contains("api-password") {
+                let settings: Settings = parse(&block, Path::new(path)).unwrap_or_else(|error| panic!("{error}"));
+                assert!(settings.api_password.is_some_and(|password| !password.is_empty()), "{path}");
+            } else {
+                assert_eq!(load(&block, path).clusters.len(), 1, "{path}");
+            }
+        }
+    }
+}
+
+#[test]
+fn the_first_example_is_the_form_that_existing_installations_have() {
+    let tests = read("runner/src/config/tests.rs");
+    let seed = tests.split("r#\"").nth(1).unwrap().split("\"#;").next().unwrap();
+    let value = |text: &str| serde_json::from_str::<Value>(text).unwrap();
+    assert_eq!(value(&blocks("docs/config.md", "json")[0]), value(seed));
+    let reader = value(&blocks("README.md", "json")[0]);
+    let missing: Vec<_> = value(seed).as_object().unwrap().keys().filter(|key| reader.get(key).is_none()).cloned().collect();
+    assert!(missing.is_empty(), "the README's example lacks {missing:?}");
+}
+
+/// The sub-commands that `--help` lists.
+fn commands(of: &[&str]) -> Vec<String> {
+    let output = Command::new(env!("CARGO_BIN_EXE_bwvisu-runner")).args(of).arg("--help").output().unwrap();
+    let text = String::from_utf8(output.stdout).unwrap();
+    let list = text.split("Commands:\n").nth(1).unwrap_or_default().split("\n\n").next().unwrap_or_default();
+    let names = list.lines().filter_map(|line| line.strip_prefix("  ")?.split(' ').next().filter(|name| !name.is_empty()));
+    names.filter(|name| *name != "help").map(str::to_owned).collect()
+}
+
+#[test]
+fn every_command_is_in_the_readme() {
+    let readme = read("README.md");
+    let top = commands(&[]);
+    assert!(top.len() > 8, "{top:?}");
+    for name in &top {
+        let below: Vec<String> = commands(&[name]).iter().map(|inner| format!("{name} {inner}")).collect();
+        for command in if below.is_empty() { vec![name.clone()] } else { below } {
+            assert!(readme.contains(&format!("| `bwvisu-runner {command}` |")), "{command} is not in the README's table");
+        }
+    }
+}
+
+#[test]
+fn every_template_is_in_the_readme() {
+    let (readme, templates) = (read("README.md"), files("templates"));
+    assert!(!templates.is_empty());
+    for template in templates {
+        let name = template.trim_start_matches("templates/");
+        assert!(readme.contains(&format!("`{name}`")), "{name}");
+    }
+}
+
+/// The headings of a document as links name them.
+fn anchors(text: &str) -> BTreeSet<String> {
+    let slug = |heading: &str| {
+        let plain = heading.replace("&lt;", "").replace("&gt;", "").replace(' ', "-").to_lowercase();
+        plain.chars().filter(|c| c.is_alphanumeric() || "-_".contains(*c)).collect()
+    };
+    text.lines().filter(|line| line.starts_with('#')).map(|line| slug(line.trim_start_matches('#').trim())).collect()
+}
+
+#[test]
+fn every_link_within_the_project_leads_somewhere() {
+    for path in documents() {
+        let text = read(&path);
+        let prose: String = text.split("```").step_by(2).collect();
+        for link in prose.split("](").skip(1).map(|rest| rest.split(')').next().unwrap()) {
+            if link.starts_with("http") {
+                continue;
+            }
+            let (file, anchor) = link.split_once('#').unwrap_or((link, ""));
+            let target = root().join(&path).parent().unwrap().join(file);
+            let target = if file.is_empty() { root().join(&path) } else { target };
+            assert!(target.exists(), "{path}: {link} is not there");
+            let there = anchor.is_empty() || anchors(&fs::read_to_string(&target).unwrap()).contains(anchor);
+            assert!(there, "{path}: {link}: there is no such heading");
+        }
+    }
+}
+
+/// The code of a file without its comments, its tests, and what stands in quotes is left in.
+fn code(path: &str) -> String {
+    let text = read(path);
+    let text = text.split("#[cfg(test)]\nmod tests {").next().unwrap_or_default();
+    text.lines().filter(|line| !line.trim_start().starts_with("//")).collect::<Vec<_>>().join("\n")
+}
+
+fn sources(folder: &str) -> Vec<String> {
+    let mut found = files(folder);
+    found.retain(|path| path.ends_with(".rs") && !path.ends_with("tests.rs"));
+    assert!(!found.is_empty(), "{folder}");
+    found
+}
+
+#[test]
+fn what_the_architecture_says_is_absent_is_absent() {
+    const WORLD: &[&str] = &[
+        "std::process",
+        "std::net::Tcp",
+        "std::net::Udp",
+        "std::fs",
+        "std::env",
+        "std::thread",
+        "std::time",
+        "log::",
+        "getrandom",
+        "Timestamp::now",
+        "Instant",
+    ];
+    const TECHNOLOGIES: &[&str] = &["slurm", "iptables", "etcd", "redb", "ssh", "tiny_http"];
+    const SERVERS: &[&str] = &["tiny_http"];
+    const DATABASES: &[&str] = &["etcd_client", "tokio"];
+    const FILES: &[&str] = &["redb::", "use redb"];
+    const STARTS: &[&str] = &[".spawn()", ".output()"];
+    let all = "runner/src";
+    // Where, but for these, none of these words stands.
+    let rules: &[(&str, &[&str], &[&str])] = &[
+        ("runner/src/domain", &[], WORLD),
+        ("keyhole-client/protocol/src", &[], WORLD),
+        ("runner/src/watch", &[], TECHNOLOGIES),
+        ("runner/src/keyhole", &[], TECHNOLOGIES),
+        (all, &["runner/src/http/backend.rs"], SERVERS),
+        (all, &["runner/src/store/etcd"], DATABASES),
+        (all, &["runner/src/store/embedded.rs"], FILES),
+        (all, &["runner/src/command.rs", "runner/src/ssh.rs", "runner/src/scheduler/local/"], STARTS),
+    ];
+    for (folder, but, words) in rules {
+        for path in sources(folder).iter().filter(|path| !but.iter().any(|prefix| path.starts_with(prefix))) {
+            absent(path, words);
+        }
+    }
+    ["runner/src/jobs.rs", "runner/src/keyhole.rs"].iter().for_each(|path| absent(path, TECHNOLOGIES));
+}
+
+fn absent(path: &str, words: &[&str]) {
+    let code = code(path);
+    for word in words {
+        assert!(!code.contains(word), "{path} names {word}");
+    }
+}
+
+#[test]
+fn unsafe_code_is_forbidden_in_every_crate_but_the_clients_program() {
+    for crate_root in
+        ["runner/src/lib.rs", "runner/src/main.rs", "keyhole-client/src/lib.rs", "keyhole-client/protocol/src/lib.rs"]
+    {
+        assert!(read(crate_root).contains("#![forbid(unsafe_code)]"), "{crate_root}");
+    }
+    for crate_root in ["keyhole-client/src/lib.rs", "keyhole-client/protocol/src/lib.rs"] {
+        assert!(read(crate_root).contains("#![no_std]"), "{crate_root}");
+    }
+}
