@@ -243,7 +243,8 @@ fn judge_squeue(output: &Output) -> Result<Vec<Seen>> {
 
 /// One line of `squeue`, or nothing if it is not one that we asked for.
 fn parse_line(line: &str) -> Option<Seen> {
-    let fields: Vec<&str> = line.strip_suffix('|')?.split('|').collect();
+    // The last field is a path and may hold anything.
+    let fields: Vec<&str> = line.strip_suffix('|')?.splitn(FIELDS.len(), '|').collect();
     let (leading, rest) = fields.split_first_chunk::<LEADING>().filter(|_| fields.len() == FIELDS.len())?;
     let [id, name, user, state, run, exit, nodes, reason] = leading.map(|field| field);
     Some(Seen {
@@ -252,7 +253,8 @@ fn parse_line(line: &str) -> Option<Seen> {
         user: user.to_owned(),
         phase: phase(state),
         run: run.parse().ok()?,
-        nodes: if nodes.is_empty() { Vec::new() } else { nodelist::expand(nodes).ok()? },
+        // Empty or "(null)" while it waits; and a list that nobody can read is no reason to know nothing of all other jobs.
+        nodes: nodelist::expand(nodes).unwrap_or_default(),
         exit_code: exit_code(exit.parse().ok()?),
         reason: Some(reason).filter(|reason| !["", "None", "(null)"].contains(reason)).map(str::to_owned),
         details: details(state, nodes, reason, rest),
