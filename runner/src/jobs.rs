@@ -151,17 +151,27 @@ impl Jobs {
         let folder = cluster.home(user);
         let submission = Submission { name: &job.name, user, folder: &folder, log: &log_name(job.id), script };
         match cluster.scheduler.submit(&submission) {
-            Ok(scheduler_job_id) => self.accepted(job, &scheduler_job_id),
+            Ok(scheduler_job_id) => self.accepted(cluster, job, &scheduler_job_id),
             Err(error) if error.kind == ErrorKind::Unknown => self.find(cluster, job, &error),
             Err(error) => self.rejected(job, error),
         }
     }
 
-    fn accepted(&self, job: &Job, scheduler_job_id: &str) -> Result<Job> {
+    fn accepted(&self, cluster: &Cluster, job: &Job, scheduler_job_id: &str) -> Result<Job> {
         log::info!("job {}: accepted by the scheduler as {scheduler_job_id}", job.id);
+        let is_this = |job: &Job| job.scheduler_job_id.as_deref() == Some(scheduler_job_id);
         let accept = |job: &mut Job| job.scheduler_job_id = Some(scheduler_job_id.to_owned());
-        // Gone or finished already: the watcher was faster, and that is fine.
-        Ok(self.store.update_job(&job.cluster, job.id, accept)?.unwrap_or_else(|| job.clone()))
+        // Finished already: the watcher was faster, and that is fine.
+        let now = match self.store.update_job(&job.cluster, job.id, accept)? {
+            Some(now) => Some(now),
+            None => self.store.job(&[job.cluster.as_str()], job.id)?,
+        };
+        if let Some(now) = now.filter(is_this) {
+            return Ok(now);
+        }
+        // It was given up meanwhile, so nobody would ever look after this one.
+        cluster.scheduler.cancel(&job.user, scheduler_job_id)?;
+        Err(Error::unavailable("the scheduler took the job so late that it had been given up; it is cancelled; try again"))
     }
 
     fn rejected(&self, job: &Job, error: Error) -> Result<Job> {
@@ -178,7 +188,7 @@ impl Jobs {
             match cluster.scheduler.list(std::slice::from_ref(&job.name)) {
                 Ok(seen) => {
                     if let Some(seen) = seen.iter().find(|seen| job.is(seen)) {
-                        return self.accepted(job, &seen.scheduler_job_id);
+                        return self.accepted(cluster, job, &seen.scheduler_job_id);
                     }
                 }
                 Err(error) => log::warn!("job {}: {error}", job.id),
