@@ -168,6 +168,7 @@ impl ApiClient {
             .http_status_as_error(false)
             .timeout_global(Some(Duration::from_secs(120)))
             .tls_config(TlsConfig::builder().root_certs(roots).build())
+            .proxy(proxy(url))
             .build()
             .into();
         let authorization = format!("Basic {}", STANDARD.encode(format!("{API_USER}:{password}")));
@@ -235,6 +236,13 @@ impl ApiClient {
         let detail = value["detail"].as_str().unwrap_or("no reason was given");
         Err(Error::bad_gateway(format!("{} says {status}: {detail}", self.url)))
     }
+}
+
+/// What the environment says, as with every tool; but neither to this machine itself, nor where a proxy could read the password.
+fn proxy(url: &str) -> Option<ureq::Proxy> {
+    let host = url.strip_prefix("https://")?;
+    let here = ["127.", "localhost", "[::1]"].iter().any(|name| host.starts_with(name));
+    if here { None } else { ureq::Proxy::try_from_env() }
 }
 
 fn own_url(config: &Config) -> String {

@@ -94,7 +94,8 @@ fn variables() -> Map<String, Value> {
 }
 
 fn fetch(url: &str) -> Result<String> {
-    let agent: ureq::Agent = ureq::Agent::config_builder().timeout_global(Some(Duration::from_secs(10))).build().into();
+    let config = ureq::Agent::config_builder().timeout_global(Some(Duration::from_secs(10))).proxy(None);
+    let agent: ureq::Agent = config.build().into();
     let read = agent.get(url).call().and_then(|mut answer| answer.body_mut().read_to_string());
     read.map_err(|e| Error::unavailable(format!("{url}: {e}")))
 }
