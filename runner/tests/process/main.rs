@@ -1,0 +1,16 @@
+//! The real program, started as it is installed, on loopback: its API, its command line, its restarts, its secrets; and Slurm
+//! behind an `ssh` that plays a cluster. No test needs root, and none leaves a process or a folder behind.
+
+// All of this is test, also what stands outside of test functions.
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
+mod api;
+mod cluster;
+mod commands;
+mod inputs;
+mod restart;
+mod secrets;
+mod slurm;
+mod slurm_watch;
+mod starting;
+mod world;
