@@ -17,9 +17,11 @@ use std::time::{Duration, Instant};
 /// A stock sshd takes 10 sessions per connection (`MaxSessions`); one is the master's own, and one is left in reserve.
 const SESSIONS: usize = 8;
 /// How long a new connection may take, in seconds; ssh's own limit and ours.
-const CONNECT_SECONDS: u64 = 10;
+const CONNECT_SECONDS: u64 = 6;
 /// What a client says that found no master, and whose own connection led nowhere (see [`Node::client`]).
 const NEVER_BEGAN: &str = "UNKNOWN port 65535";
+/// A connection that carried something within this time is believed to be alive.
+const QUIET: Duration = Duration::from_secs(2);
 /// What the master prints once it is there.
 const READY: &str = "bwvisu-ready";
 
@@ -41,6 +43,8 @@ pub struct Node {
     user: String,
     options: SshOptions,
     link: Mutex<Link>,
+    /// When a command last came back in good order.
+    heard: Mutex<Option<Instant>>,
     sessions: Permits,
 }
 
@@ -49,13 +53,23 @@ struct Link {
     master: Option<Master>,
     /// When and why the last connection could not be made.
     failure: Option<(Instant, Error)>,
+    /// When a command was last answered.
+    heard: Option<Instant>,
 }
 
 impl Node {
     /// A machine that is reached as `user@address:port`. Does not connect yet.
     pub fn new(user: &str, address: &str, port: u16, options: SshOptions) -> Self {
         let sessions = Permits::new(SESSIONS);
-        Self { address: address.into(), port, user: user.into(), options, link: Mutex::default(), sessions }
+        Self {
+            address: address.into(),
+            port,
+            user: user.into(),
+            options,
+            link: Mutex::default(),
+            heard: Mutex::default(),
+            sessions,
+        }
     }
 
     /// The address, for messages.
@@ -63,7 +77,8 @@ impl Node {
         &self.address
     }
 
-    /// Runs `line` (words already quoted) in the login shell of the other side, with `stdin`, for at most `limit`.
+    /// Runs `line` (words already quoted) in the login shell of the other side, a POSIX one, with `stdin`, for at most `limit`. A
+    /// command that ends with 255 is seen to end with 254.
     ///
     /// Errors: `Unavailable` when the machine could not be reached (nothing happened there), `Unknown` when the
     /// connection or the deadline ended before the command did. What the command itself says is in the output.
@@ -81,9 +96,19 @@ impl Node {
         }
     }
 
+    /// Like [`run`](Self::run), for what must not be done twice: whatever is sent into a connection that died in silence may have
+    /// arrived or not, so one that was quiet for a while is asked for a sign of life first.
+    pub fn run_once(&self, line: &str, stdin: &[u8], limit: Duration) -> Result<Output> {
+        let heard = lock(&self.link).heard.is_some_and(|at| at.elapsed() < QUIET);
+        if !heard && !self.answers() {
+            self.disconnect();
+        }
+        self.run(line, stdin, limit)
+    }
+
     fn attempt(&self, line: &str, stdin: &[u8], deadline: Instant) -> Result<Output> {
         let socket = self.connect(deadline)?;
-        self.judge(command::run(self.client(&socket).arg(line), stdin, deadline))
+        self.judge(command::run(self.client(&socket).arg(without_255(line)), stdin, deadline))
     }
 
     fn judge(&self, output: Result<Output>) -> Result<Output> {
@@ -97,7 +122,10 @@ impl Node {
                 }
                 Err(Error::unknown(format!("the connection to {} broke", self.address)).with_detail(detail))
             }
-            Ok(output) => Ok(output),
+            Ok(output) => {
+                lock(&self.link).heard = Some(Instant::now());
+                Ok(output)
+            }
             Err(error) => {
                 if !self.answers() {
                     self.disconnect();
@@ -269,6 +297,11 @@ fn keep_last(mut stderr: impl Read, kept: &Mutex<String>) {
     }
 }
 
+/// 255 is ssh's own word for a broken connection, but programs use it too (sbatch does for a wrong option): theirs becomes 254.
+fn without_255(line: &str) -> String {
+    format!("( {line} ); status=$?; [ $status -ne 255 ] || status=254; exit $status")
+}
+
 /// A new name for every connection: the socket of one that just died may still be there. Short, as paths of sockets must be.
 fn socket_name() -> String {
     use std::sync::atomic::{AtomicU64, Ordering};
@@ -328,6 +361,14 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn no_command_can_pretend_that_the_connection_broke() {
+        for (line, code) in [("exit 255", 254), ("exit 3", 3), ("true", 0), ("exec sh -c 'exit 255'", 254)] {
+            let status = Command::new("sh").arg("-c").arg(without_255(line)).status().unwrap();
+            assert_eq!(status.code(), Some(code), "{line}");
+        }
+    }
 
     #[test]
     fn sockets_of_the_dead_are_removed_and_those_of_the_living_stay() {

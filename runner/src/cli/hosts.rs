@@ -4,9 +4,8 @@ use crate::command;
 use crate::config::{self, Config, Login};
 use crate::error::{Error, Result};
 use clap::Subcommand;
-use std::fs::{self, OpenOptions};
+use std::fs;
 use std::io::{self, BufRead, IsTerminal, Write};
-use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 use std::process::{Command, ExitCode};
 use std::time::{Duration, Instant};
@@ -91,17 +90,32 @@ fn accept() -> Result<bool> {
     Ok(matches!(line.trim(), "y" | "Y" | "yes"))
 }
 
+/// Writes the keys into the file, in place of any others that the same host had.
 fn remember(file: &Path, keys: &str) -> Result<()> {
     let failed = |e: io::Error| Error::unavailable(format!("{} cannot be written: {e}", file.display()));
-    if let Some(folder) = file.parent() {
-        crate::folder::make_private(folder)?;
+    let folder = file.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    crate::folder::make_private(folder)?;
+    let text = replace_keys(&fs::read_to_string(file).unwrap_or_default(), keys);
+    // All or nothing: ssh may read it at any moment.
+    let mut fresh = tempfile::NamedTempFile::new_in(folder).map_err(failed)?;
+    fresh.write_all(text.as_bytes()).and_then(|()| fresh.as_file().sync_all()).map_err(failed)?;
+    fresh.persist(file).map_err(|e| failed(e.error)).map(drop)
+}
+
+fn replace_keys(known: &str, keys: &str) -> String {
+    let host = |line: &str| line.split(' ').next().unwrap_or_default().to_owned();
+    let fresh: Vec<&str> = keys.lines().filter(|line| !line.starts_with('#')).collect();
+    let others = known.lines().filter(|line| !fresh.iter().any(|key| host(key) == host(line)));
+    others.chain(fresh.iter().copied()).map(|line| format!("{line}\n")).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_hosts_new_keys_replace_its_old_ones_and_no_others() {
+        let known = "a ssh-ed25519 OLD\na ssh-rsa OLD\nb ssh-ed25519 B\n";
+        assert_eq!(replace_keys(known, "# a:22 SSH-2.0\na ssh-ed25519 NEW\n"), "b ssh-ed25519 B\na ssh-ed25519 NEW\n");
     }
-    let known = fs::read_to_string(file).unwrap_or_default();
-    let fresh: String = keys
-        .lines()
-        .filter(|line| !line.starts_with('#') && !known.lines().any(|k| k == *line))
-        .map(|line| format!("{line}\n"))
-        .collect();
-    let mut out = OpenOptions::new().append(true).create(true).mode(0o644).open(file).map_err(failed)?;
-    out.write_all(fresh.as_bytes()).map_err(failed)
 }

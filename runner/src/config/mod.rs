@@ -270,7 +270,9 @@ fn api(file: &ConfigFile, password: Option<String>) -> Result<Api> {
 fn keyhole(file: &ConfigFile) -> Result<Keyhole> {
     let range = &file.keyholed_port_range;
     let max_ports = file.keyholed_max_forwarders_per_job;
-    let available = u32::from(range.max).saturating_sub(u32::from(range.min)) + 1;
+    let ports = u32::from(range.max).saturating_sub(u32::from(range.min)) + 1;
+    // A relay needs the other half of the range for itself.
+    let available = if file.gateway == GatewayKind::Relay { ports / 2 } else { ports };
     if max_ports < 1 || max_ports > available.min(keyhole_protocol::MAX_PORTS) {
         return Err(Error::bad_input(format!(
             "keyholed-max-forwarders-per-job: {max_ports} is not between 1 and {}",
@@ -335,7 +337,10 @@ fn etcd_tls(tls: &file::EtcdTls) -> Result<EtcdTls> {
 fn cluster(file: ConfigFile) -> Result<Cluster> {
     let range = PortRange { lo: file.keyholed_port_range.min, hi: file.keyholed_port_range.max };
     if range.lo < 1024 || range.is_empty() || range.len() < 2 {
-        return Err(Error::bad_input(format!("keyholed-port-range: {range} is not a range of ports above 1023")));
+        let (min, max) = (range.lo, range.hi);
+        return Err(Error::bad_input(format!(
+            "keyholed-port-range: {min} to {max} is not a range of at least two ports above 1023"
+        )));
     }
     check_home_prefix(&file.bwvisu_home_prefix)?;
     let prefix = &file.iptables_chain_prefix;

@@ -259,7 +259,8 @@ impl Job {
     pub fn finish(&mut self, outcome: Outcome, exit_code: Option<i32>, message: &str, now: Timestamp) {
         self.state = State::Finished;
         self.outcome = Some(outcome);
-        self.exit_code = exit_code;
+        // What never ran has no exit code, whatever the scheduler fills in.
+        self.exit_code = exit_code.filter(|_| outcome != Outcome::Cancelled || self.started_at.is_some());
         self.message = message.to_owned();
         self.token = None;
         self.finished_at = Some(now);

@@ -86,13 +86,17 @@ impl Slurm {
         nodes
     }
 
+    fn on_first<T>(&self, line: &str, stdin: &[u8], limit: Duration, judge: impl Fn(&Output) -> Result<T>) -> Result<T> {
+        self.first_answer(|node| node.run(line, stdin, limit), judge)
+    }
+
     /// Runs a command on the first node that can: `judge` says what an answer is worth, and `Unavailable` sends us to the
     /// next node.
-    fn on_first<T>(&self, line: &str, stdin: &[u8], limit: Duration, judge: impl Fn(&Output) -> Result<T>) -> Result<T> {
+    fn first_answer<T>(&self, run: impl Fn(&Node) -> Result<Output>, judge: impl Fn(&Output) -> Result<T>) -> Result<T> {
         let mut failures = Vec::new();
         for command_node in self.in_order() {
             let address = command_node.node.address();
-            let result = command_node.node.run(line, stdin, limit).and_then(|output| judge(&output));
+            let result = run(&command_node.node).and_then(|output| judge(&output));
             match result {
                 Err(error) if error.kind == ErrorKind::Unavailable => {
                     log::warn!("command node {address}: {error}");
@@ -125,7 +129,7 @@ impl CommandNode {
 impl Scheduler for Slurm {
     fn submit(&self, submission: &Submission) -> Result<String> {
         let line = sbatch_line(submission);
-        self.on_first(&line, submission.script.as_bytes(), SUBMIT_LIMIT, judge_sbatch)
+        self.first_answer(|node| node.run_once(&line, submission.script.as_bytes(), SUBMIT_LIMIT), judge_sbatch)
     }
 
     fn cancel(&self, user: &str, scheduler_job_id: &str) -> Result<()> {

@@ -61,6 +61,9 @@ pub trait Backend: Send + Sync {
 /// How long a lead lasts without being kept, in seconds: a crashed leader is replaced within this time and a cycle.
 pub const LEASE_SECONDS: u64 = 6;
 
+/// The newest form of records that this program knows. A newer program's records are left alone.
+const RECORD_VERSION: u32 = 1;
+
 /// How often a change is made again after somebody else was faster. Each time somebody got on, so this is hardly ever reached.
 const ATTEMPTS: usize = 200;
 
@@ -200,8 +203,19 @@ fn put<T: Serialize>(change: &mut Change, key: &str, value: &T) -> Result<()> {
 }
 
 fn decode<T: DeserializeOwned>(key: &str, value: &[u8]) -> Result<T> {
+    #[derive(Deserialize)]
+    struct Head {
+        version: u32,
+    }
     // Not the value itself: it may hold a token.
-    serde_json::from_slice(value).map_err(|e| Error::internal(format!("record {key} cannot be read: {e}")))
+    let unreadable = |e: serde_json::Error| Error::internal(format!("record {key} cannot be read: {e}"));
+    let Head { version } = serde_json::from_slice(value).map_err(unreadable)?;
+    if version > RECORD_VERSION {
+        let words =
+            format!("record {key} has the form {version}, and this program knows forms up to {RECORD_VERSION}: upgrade it");
+        return Err(Error::internal(words));
+    }
+    serde_json::from_slice(value).map_err(unreadable)
 }
 
 #[cfg(test)]

@@ -113,3 +113,11 @@ fn many_claims_at_once_never_share_a_port() {
     });
     assert_eq!(given, 4);
 }
+
+#[test]
+fn a_record_of_a_newer_program_is_left_alone() {
+    let (_folder, store) = store();
+    let id = store.create_job(|id| Job { version: 2, ..job(id) }).unwrap().id;
+    let error = store.update_job("default", id, |job| job.message.clear()).unwrap_err();
+    assert!(error.message.contains("upgrade"), "{error}");
+}

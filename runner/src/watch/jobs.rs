@@ -90,7 +90,11 @@ impl JobsWatch {
         if let Phase::Unclear(word) = &seen.phase
             && after.details != job.details
         {
-            log::warn!("job {}: the scheduler says {word:?}, which this program does not know; it stays {:?}", job.id, after.state);
+            log::warn!(
+                "job {}: the scheduler says {word:?}, which this program does not know; it stays {:?}",
+                job.id,
+                after.state
+            );
         }
         if after.state != job.state {
             log::info!("job {}: {:?}: {}", job.id, after.state, after.message);
