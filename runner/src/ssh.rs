@@ -43,8 +43,6 @@ pub struct Node {
     user: String,
     options: SshOptions,
     link: Mutex<Link>,
-    /// When a command last came back in good order.
-    heard: Mutex<Option<Instant>>,
     sessions: Permits,
 }
 
@@ -61,15 +59,7 @@ impl Node {
     /// A machine that is reached as `user@address:port`. Does not connect yet.
     pub fn new(user: &str, address: &str, port: u16, options: SshOptions) -> Self {
         let sessions = Permits::new(SESSIONS);
-        Self {
-            address: address.into(),
-            port,
-            user: user.into(),
-            options,
-            link: Mutex::default(),
-            heard: Mutex::default(),
-            sessions,
-        }
+        Self { address: address.into(), port, user: user.into(), options, link: Mutex::default(), sessions }
     }
 
     /// The address, for messages.

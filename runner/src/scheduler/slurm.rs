@@ -86,8 +86,13 @@ impl Slurm {
         nodes
     }
 
+    /// Runs a command that may be repeated on the first node that answers it, also when a connection broke over it.
     fn on_first<T>(&self, line: &str, stdin: &[u8], limit: Duration, judge: impl Fn(&Output) -> Result<T>) -> Result<T> {
-        self.first_answer(|node| node.run(line, stdin, limit), judge)
+        let run = |node: &Node| match node.run(line, stdin, limit) {
+            Err(error) if error.kind == ErrorKind::Unknown => Err(Error { kind: ErrorKind::Unavailable, ..error }),
+            result => result,
+        };
+        self.first_answer(run, judge)
     }
 
     /// Runs a command on the first node that can: `judge` says what an answer is worth, and `Unavailable` sends us to the
