@@ -78,3 +78,15 @@ for i in range(5):
 '
 "#,
 );
+
+/// A web server in a job that waits until somebody releases it.
+pub const HELD: (&str, &str) = (
+    "held.txt",
+    "#!/bin/bash
+#SBATCH --time=10 --nodes=1 --hold
+#KEYHOLE-REQUEST-PORTS 1
+cd \"$(mktemp -d)\"
+echo 'bytes of the application of job {{bwvisu_job_id}}' >bytes
+exec python3 -m http.server \"$KEYHOLE_PORT0\"
+",
+);
