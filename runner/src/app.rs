@@ -18,11 +18,13 @@ use std::net::SocketAddr;
 use std::path::Path;
 use std::str::FromStr;
 use std::sync::Arc;
-use std::thread::JoinHandle;
-use std::time::Duration;
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
 
 /// How long requests in flight may take when the program ends.
 const STOP_WITHIN: Duration = Duration::from_secs(20);
+/// How long watchers may take then: what they are at is done again by the next leader, and another machine may let them wait long.
+const WATCHERS_STOP_WITHIN: Duration = Duration::from_secs(3);
 
 /// The four parts, which may run in one program or apart.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -106,9 +108,12 @@ impl Runner {
     pub fn stop(self) {
         self.stop.stop();
         self.api.into_iter().chain(self.keyhole).for_each(|server| server.stop(STOP_WITHIN));
-        for watcher in self.watchers {
-            // A watcher that panicked has said so.
-            let _ = watcher.join();
+        let deadline = Instant::now() + WATCHERS_STOP_WITHIN;
+        while self.watchers.iter().any(|watcher| !watcher.is_finished()) && Instant::now() < deadline {
+            thread::sleep(Duration::from_millis(10));
+        }
+        if self.watchers.iter().any(|watcher| !watcher.is_finished()) {
+            log::warn!("a watcher waits for another machine; the program ends without it");
         }
         self.store.resign();
     }
