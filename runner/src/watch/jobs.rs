@@ -99,9 +99,6 @@ impl JobsWatch {
         if after.state != job.state {
             log::info!("job {}: {:?}: {}", job.id, after.state, after.message);
         }
-        if let (Phase::Unclear(word), true) = (&seen.phase, after.details != job.details) {
-            log::warn!("job {}: the scheduler's state {word} is not known; it stays {:?}", job.id, after.state);
-        }
         if lingers(&after, seen) {
             self.cluster.scheduler.cancel(&after.user, &seen.scheduler_job_id)?;
         }
