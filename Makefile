@@ -47,8 +47,7 @@ test:
 	tests/run
 
 check: fmt deny
-	cargo clippy --workspace --all-targets -- -D warnings
-	cargo clippy --package bwvisu-tests --all-targets --features bed -- -D warnings
+	cargo clippy --workspace --all-targets --features bwvisu-tests/bed -- -D warnings
 	RUSTDOCFLAGS='-D warnings' cargo doc --workspace --no-deps --quiet
 	if command -v shellcheck >/dev/null; then
 		shellcheck tests/bed tests/bed.d/*.bash tests/bed.d/check tests/install-packages tests/run packaging/build-clients packaging/protoc .ci/run
