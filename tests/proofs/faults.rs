@@ -6,6 +6,7 @@ use bwvisu_tests::gateway::{GATEWAYS, forwardings_of};
 use bwvisu_tests::wait::{throughout, until};
 use bwvisu_tests::{Bed, Reply, Runner, Setup};
 use serde_json::{Value, json};
+use std::thread;
 use std::time::{Duration, Instant};
 
 fn submit(runner: &Runner) -> Reply {
@@ -29,6 +30,8 @@ fn submit_while_the_first_command_node_suffers(fault: &'static str) {
     // The connections are there when the node goes: the harder case.
     assert_eq!(submit(&runner).status, 200);
     let _down = bed.fault(fault, "cmd0", None);
+    // A node that was heard a moment ago is believed to live: only a submission of that very moment is of unknown fate.
+    thread::sleep(Duration::from_millis(2500));
     let reply = submit(&runner);
     assert_eq!(reply.status, 200, "{reply:#?}");
     runner.wait_for(reply.body["job-id"].as_str().unwrap(), "running", 60);

@@ -2,8 +2,11 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test ends where something is not as it should be")]
 
 mod faults;
+mod http;
+mod input;
 mod main_path;
 mod nodes;
+mod secrets;
 mod templates;
 mod tokens;
 mod users;

@@ -90,3 +90,22 @@ echo 'bytes of the application of job {{bwvisu_job_id}}' >bytes
 exec python3 -m http.server \"$KEYHOLE_PORT0\"
 ",
 );
+
+/// Prints everything that it has been left with after the ports line, then serves.
+pub const TELLTALE: (&str, &str) = (
+    "telltale.txt",
+    "#!/bin/bash
+#SBATCH --time=10 --nodes=1
+#KEYHOLE-REQUEST-PORTS 1
+env
+set
+declare -p
+declare -f
+export
+trap -p
+compgen -v | while read -r name; do echo \"$name=${!name}\"; done
+echo 'that is all'
+cd \"$(mktemp -d)\"
+exec python3 -m http.server \"$KEYHOLE_PORT0\"
+",
+);

@@ -30,11 +30,13 @@ pub struct Setup<'s> {
     pub log: &'s str,
     /// Whether the hosts' keys are known.
     pub trusts_hosts: bool,
+    /// The parts that run, as `--only` takes them; all without it.
+    pub parts: &'s str,
 }
 
 impl Default for Setup<'_> {
     fn default() -> Self {
-        Self { templates: &[], ports: (50000, 50999), max_ports: 100, log: "info", trusts_hosts: true }
+        Self { templates: &[], ports: (50000, 50999), max_ports: 100, log: "info", trusts_hosts: true, parts: "" }
     }
 }
 
@@ -44,6 +46,7 @@ pub struct Runner<'b> {
     folder: tempfile::TempDir,
     child: Option<Child>,
     log_level: String,
+    parts: String,
     /// A front end outside.
     pub api: Api<'b>,
 }
@@ -62,7 +65,7 @@ impl<'b> Runner<'b> {
         write_config(folder.path(), bed, setup);
         let url = format!("https://{}:{API_PORT}", bed.external("runner"));
         let api = Api::new(bed, &url, certificate.as_bytes(), PASSWORD);
-        let mut runner = Self { bed, folder, child: None, log_level: setup.log.to_owned(), api };
+        let mut runner = Self { bed, folder, child: None, log_level: setup.log.to_owned(), parts: setup.parts.to_owned(), api };
         runner.start_again();
         runner
     }
@@ -73,9 +76,9 @@ impl<'b> Runner<'b> {
         let before = self.log().matches("ready\n").count();
         let path = self.folder.path().join("log");
         let log = OpenOptions::new().append(true).create(true).open(&path).unwrap();
-        let (program, config) = (self.program("serve")[0].clone(), self.config_file());
-        let words = [program.as_str(), "--config", config.to_str().unwrap(), "serve"];
-        let mut command = self.bed.command("runner", &words);
+        let only = if self.parts.is_empty() { String::new() } else { format!(" --only {}", self.parts) };
+        let words = self.program(&format!("serve{only}"));
+        let mut command = self.bed.command("runner", &words.iter().map(String::as_str).collect::<Vec<_>>());
         command.env("RUST_LOG", &self.log_level).stdout(Stdio::null()).stderr(log);
         self.child = Some(command.spawn().unwrap());
         let ready = |log: &String| log.matches("ready\n").count() > before;
