@@ -70,7 +70,7 @@ impl<'b> Door<'b> {
         // However it is closed.
         let _ = stream.read_to_end(&mut answer);
         let text = String::from_utf8_lossy(&answer);
-        assert!(text.matches("HTTP/1.1 ").count() <= 1, "two answers to one request: {text}");
+        assert!(text.matches("\r\nContent-Length: ").count() <= 1, "two answers to one request: {text}");
         text.split(' ').nth(1)?.parse().ok()
     }
 }
@@ -86,17 +86,8 @@ fn attacks_cost_other_clients_nothing_and_leave_nothing_behind() {
     let (worst, most) = thread::scope(|scope| {
         let honest = scope.spawn(|| honest_clients(&bed, &runner, &done));
         let figures = scope.spawn(|| Figures::most(runner.pid(), &done));
-        let attacks: [fn(&Door); 6] = [endless_header, huge_lengths, slow_loris, silence, prefaces, flood];
-        let threads: Vec<_> = doors()
-            .into_iter()
-            .flat_map(|door| {
-                let door = Arc::new(door);
-                attacks.map(|attack| {
-                    let door = Arc::clone(&door);
-                    scope.spawn(move || attack(&door))
-                })
-            })
-            .collect();
+        let threads: Vec<_> =
+            attacks(&bed, &runner).into_iter().map(|(attack, door)| scope.spawn(move || attack(&door))).collect();
         let results: Vec<_> = threads.into_iter().map(|thread| thread.join()).collect();
         done.store(true, Ordering::SeqCst);
         results.into_iter().for_each(|result| result.unwrap_or_else(|panic| std::panic::resume_unwind(panic)));
@@ -110,6 +101,17 @@ fn attacks_cost_other_clients_nothing_and_leave_nothing_behind() {
     let after = until("threads and files to be given back", 60, || Figures::of(runner.pid()), settled);
     assert!(after.megabytes < before.megabytes + 60, "{before:?} {after:?}");
     assert!(runner.api.jobs().is_empty());
+}
+
+type Attack<'b> = (fn(&Door), Door<'b>);
+
+/// All attacks on both listeners. The flood has hosts of its own: it would take the seats that the others of its address need.
+fn attacks<'b>(bed: &'b Bed, runner: &Runner) -> Vec<Attack<'b>> {
+    let alone: [fn(&Door); 5] = [endless_header, huge_lengths, slow_loris, silence, prefaces];
+    let api = alone.map(|attack| (attack, Door::api(bed, runner, "cmd1")));
+    let keyhole = alone.map(|attack| (attack, Door::keyhole(bed, "c3")));
+    let floods: [Attack; 2] = [(flood, Door::api(bed, runner, "gw1")), (flood, Door::keyhole(bed, "c2"))];
+    api.into_iter().chain(keyhole).chain(floods).collect()
 }
 
 /// Requests that mean different things to different readers, or nothing: refused, and the connection closed.
@@ -142,8 +144,8 @@ fn malformed(door: &Door) {
 
 /// 200 MiB of one header, of which some kilobytes are read.
 fn endless_header(door: &Door) {
-    let Ok(mut stream) = door.open() else { return };
-    let _ = stream.write_all(b"GET /jobs HTTP/1.1\r\nHost: a\r\nX: ");
+    let mut stream = door.open().unwrap();
+    stream.write_all(b"GET /jobs HTTP/1.1\r\nHost: a\r\nX: ").unwrap();
     let chunk = vec![b'x'; 64 << 10];
     let taken = (0..3200).take_while(|_| stream.write_all(&chunk).is_ok()).count();
     assert!(taken < 640, "{} MiB of a header were taken", taken / 16);
@@ -152,9 +154,7 @@ fn endless_header(door: &Door) {
 fn huge_lengths(door: &Door) {
     for _ in 0..30 {
         let bytes = b"POST /v1/ports HTTP/1.1\r\nHost: a\r\nContent-Length: 100000000000\r\n\r\nabc";
-        let status = door.status(bytes);
-        // There may be no seat left for us: others of this host attack too.
-        assert!([None, Some(413), Some(503)].contains(&status), "{status:?}");
+        assert_eq!(door.status(bytes), Some(413));
     }
 }
 
@@ -162,23 +162,23 @@ fn huge_lengths(door: &Door) {
 fn slow_loris(door: &Door) {
     let starts: [&[u8]; 2] =
         [b"GET /jobs HTTP/1.1\r\nX: ", b"POST /v1/ports HTTP/1.1\r\nHost: a\r\nContent-Length: 90000\r\n\r\n"];
-    let mut streams: Vec<_> = (0..30).filter_map(|_| door.open().ok()).collect();
+    let mut streams: Vec<_> = (0..24).map(|_| door.open().unwrap()).collect();
     for (stream, start) in streams.iter_mut().zip(starts.iter().cycle()) {
-        let _ = stream.write_all(start);
+        stream.write_all(start).unwrap();
     }
     let begun = Instant::now();
     while begun.elapsed() < Duration::from_secs(13) && !streams.is_empty() {
         streams.retain_mut(|stream| stream.write_all(b"x").and_then(|()| stream.flush()).is_ok());
         thread::sleep(Duration::from_millis(250));
     }
-    assert!(streams.len() <= 15, "{} slow heads were not cut off", streams.len());
+    assert!(streams.len() <= 12, "{} were not cut off, though half of them are heads", streams.len());
 }
 
 /// Connections that say nothing, or begin a TLS handshake and stop.
 fn silence(door: &Door) {
-    let mut streams: Vec<TcpStream> = (0..30).filter_map(|_| door.tcp().ok()).collect();
+    let mut streams: Vec<TcpStream> = (0..24).map(|_| door.tcp().unwrap()).collect();
     for stream in streams.iter_mut().step_by(2) {
-        let _ = stream.write_all(b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03");
+        stream.write_all(b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03").unwrap();
     }
     let begun = Instant::now();
     for mut stream in streams {
@@ -191,8 +191,7 @@ fn silence(door: &Door) {
 /// Each of these once cost a thread and two descriptors for ever.
 fn prefaces(door: &Door) {
     for _ in 0..60 {
-        let status = door.status(b"GET / HTTP/2.0\r\nHost: a\r\n\r\n");
-        assert!([None, Some(505), Some(503)].contains(&status), "{status:?}");
+        assert_eq!(door.status(b"GET / HTTP/2.0\r\nHost: a\r\n\r\n"), Some(505));
     }
 }
 
