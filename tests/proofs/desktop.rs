@@ -1,0 +1,66 @@
+//! Remote desktops from the shipped templates, opened in a browser outside, typed into, and seen.
+
+use bwvisu_tests::bed::repository;
+use bwvisu_tests::wait::until;
+use bwvisu_tests::{Bed, Runner};
+use serde_json::json;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+#[test]
+fn a_vnc_desktop_is_opened_typed_into_and_seen_from_outside() {
+    use_desktop("vnc", "template_vnc.txt", "Desktop: ", json!({"geometry": "1024x640"}));
+}
+
+#[test]
+fn an_application_under_xpra_is_opened_typed_into_and_seen_from_outside() {
+    use_desktop("xpra", "template_xpra.txt", "Xpra: ", json!({}));
+}
+
+fn use_desktop(kind: &str, template: &str, announcement: &str, more: serde_json::Value) {
+    let bed = Bed::take();
+    let runner = Runner::start(&bed, &[]);
+    let mut variables = json!({"expected_runtime_in_minutes": "10", "number_of_nodes": "1", "tasks_per_node": "1"});
+    variables.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+    let id = runner.api.submit("alice", template, &variables);
+    let job = runner.wait_for(&id, "available", 60);
+    let log = until("the job to tell its address", 20, || runner.job_log("alice", &id), |log| log.contains(announcement));
+    let url = log.lines().find_map(|line| line.strip_prefix(announcement)).unwrap();
+    let service = &job["services"][0];
+    let address = format!("http://{}:{}/", service["external-ip"].as_str().unwrap(), service["external-port"]);
+    assert!(url.starts_with(&address), "{url}");
+
+    let typed = bed.home("alice").join(format!("typed-{id}"));
+    let _ = fs::remove_file(&typed);
+    let picture = screenshots().join(format!("{kind}.png"));
+    let text = format!("echo hello from $(hostname) | tee typed-{id}");
+    let password = bed.home("alice").join(format!(".bwvisu/job-{id}.password"));
+    look(&bed, &[kind, url, path(&password), &text, path(&picture)]);
+    let written =
+        until("what was typed to be done", 10, || fs::read_to_string(&typed).unwrap_or_default(), |text| !text.is_empty());
+    let node = job["details"]["NodeList"].as_str().unwrap();
+    assert_eq!(written, format!("hello from {node}\n"));
+    assert!(fs::metadata(&picture).unwrap().len() > 5_000, "{} shows nothing", picture.display());
+    fs::remove_file(&typed).unwrap();
+    runner.api.cancel(&id);
+    runner.wait_for(&id, "finished", 30);
+    until("the password to be gone", 10, || password.exists(), |there| !there);
+}
+
+fn look(bed: &Bed, words: &[&str]) {
+    let program = repository().join("tests/browser/type-and-look");
+    let output = bed.exec("outside", &[&[path(&program)], words].concat());
+    assert!(output.status.success(), "{words:?}: {}", String::from_utf8_lossy(&output.stderr));
+}
+
+fn path(path: &Path) -> &str {
+    path.to_str().unwrap()
+}
+
+/// Where pictures go: `BWVISU_SCREENSHOTS`, or the build folder.
+fn screenshots() -> PathBuf {
+    let built = Path::new(env!("CARGO_TARGET_TMPDIR")).parent().unwrap();
+    let folder = std::env::var_os("BWVISU_SCREENSHOTS").map_or_else(|| built.join("screenshots"), PathBuf::from);
+    fs::create_dir_all(&folder).unwrap();
+    folder
+}
