@@ -4,7 +4,7 @@ use crate::cluster::Cluster;
 use crate::config::{Config, StoreConfig, Transport};
 use crate::domain::batch_script::Clients;
 use crate::error::{Error, Result};
-use crate::folder::make_private;
+use crate::folder::{check_own, make_private};
 use crate::http::guard::{self, Handler, Limits, Server};
 use crate::http::{self, jobs::Api, self_signed, tls};
 use crate::jobs::Jobs;
@@ -197,6 +197,7 @@ pub fn open_store(config: &StoreConfig) -> Result<Box<dyn crate::store::Backend>
 
 fn prepare_folders(config: &Config) -> Result<()> {
     make_private(&config.state_dir)?;
+    check_own(&config.state_dir)?;
     make_private(&config.state_dir.join("ssh"))?;
     make_private(&config.state_dir.join("http"))?;
     make_private(&config.ssh.sockets)?;

@@ -55,6 +55,10 @@ impl Cluster {
         self.users.check_name(name)?;
         let user = self.scheduler.user(name)?;
         let user = user.ok_or_else(|| Error::bad_input(format!("uid: there is no user {name} on the cluster")))?;
+        // Name services cut off numbers that are too large.
+        if name.bytes().all(|b| b.is_ascii_digit()) && user.name != name && user.uid.to_string() != name {
+            return Err(Error::bad_input(format!("uid: there is no user {name} on the cluster")));
+        }
         self.users.check(&user).map(|()| user)
     }
 }

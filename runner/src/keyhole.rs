@@ -9,6 +9,7 @@
 //!
 //! A request that comes again resumes after the step that was done; the watcher (`watch::keyhole`) finishes the way back.
 
+mod patience;
 mod search;
 
 use crate::cluster::Cluster;
@@ -23,6 +24,8 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::IpAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
+
+use self::patience::Patience;
 
 /// How long the same request gets the same answer, if the job does not confirm before. Longer than the client tries.
 const RETRY_WINDOW: Duration = Duration::from_secs(300);
@@ -39,6 +42,7 @@ pub struct Keyhole {
     /// One writer per gateway and program, so that two of ours never defeat each other.
     writers: Mutex<HashMap<String, Arc<Mutex<()>>>>,
     refusals: Mutex<BTreeMap<&'static str, u64>>,
+    patience: Patience,
 }
 
 /// A signed answer.
@@ -67,6 +71,7 @@ impl Keyhole {
             resting: Mutex::default(),
             writers: Mutex::default(),
             refusals: Mutex::default(),
+            patience: Patience::default(),
         }
     }
 
@@ -80,6 +85,7 @@ impl Keyhole {
         let request = read(body, Request::parse)?;
         let (job, token) = self.authenticate(request.job, Purpose::Request, body, signature, peer)?;
         let cluster = self.cluster(&job)?;
+        let _turn = self.patience.turn(job.id)?;
         if request.ports > self.max_ports {
             self.count("too many ports", request.job, peer);
             return Err(Error::bad_input(format!("a job may have at most {} ports, not {}", self.max_ports, request.ports)));
@@ -168,7 +174,10 @@ impl Keyhole {
         match judge(seen, request) {
             Verdict::Fine => {}
             Verdict::Early => return Err(Error::unavailable("the scheduler does not show the job as running yet; try again")),
-            Verdict::Wrong(reason) => return Err(self.refuse(Refusal(reason), job.id, peer)),
+            Verdict::Wrong(reason) => {
+                self.patience.lose(job.id);
+                return Err(self.refuse(Refusal(reason), job.id, peer));
+            }
         }
         self.store.update_job(&job.cluster, job.id, |job| job.observe(seen, Timestamp::now()))?;
         Ok(())
@@ -190,6 +199,8 @@ impl Keyhole {
                         last = error;
                     }
                 },
+                // The job's other request was faster; no gateway is to blame.
+                Err(error) if error.kind == ErrorKind::Conflict => return Err(Error::unavailable(error.message)),
                 Err(error) => last = error,
             }
             log::warn!("keyhole: job {}: gateway {}: {last}", job.id, gateway.address());
@@ -197,7 +208,9 @@ impl Keyhole {
                 self.rest(gateway.address());
             }
         }
-        Err(Error { message: format!("no gateway could forward the ports: {}", last.message), ..last })
+        // Whatever it was, it may pass: the client is to try again.
+        let kind = if last.kind == ErrorKind::Busy { ErrorKind::Busy } else { ErrorKind::Unavailable };
+        Err(Error { kind, message: format!("no gateway could forward the ports: {}", last.message), ..last })
     }
 
     /// Gateways that failed a short while ago come last, then the least loaded first.

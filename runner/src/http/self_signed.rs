@@ -2,7 +2,7 @@
 
 use super::tls;
 use crate::error::{Error, Result};
-use crate::folder::make_private;
+use crate::folder::{check_own, make_private};
 use rcgen::{CertificateParams, DistinguishedName, DnType, KeyPair};
 use std::fs::OpenOptions;
 use std::io::Write;
@@ -19,14 +19,16 @@ pub fn certificate_file(folder: &Path) -> PathBuf {
 /// The certificate in `folder`, made if it is not there. It names this host, `localhost`, and `address` if that is a certain one.
 pub fn load_or_make(folder: &Path, address: IpAddr) -> Result<Arc<rustls::ServerConfig>> {
     let (certificate, key) = (certificate_file(folder), folder.join("key.pem"));
+    make_private(folder)?;
+    check_own(folder)?;
     if !certificate.exists() {
-        make(folder, &certificate, &key, address)?;
+        make(&certificate, &key, address)?;
         log::warn!("api: no api-tls is configured; front ends must trust {}", certificate.display());
     }
     tls::load(&certificate, &key)
 }
 
-fn make(folder: &Path, certificate: &Path, key: &Path, address: IpAddr) -> Result<()> {
+fn make(certificate: &Path, key: &Path, address: IpAddr) -> Result<()> {
     let failed = |e: rcgen::Error| Error::internal(format!("a certificate cannot be made: {e}"));
     let mut names = vec!["localhost".to_owned(), "127.0.0.1".to_owned(), "::1".to_owned()];
     names.extend(host_name());
@@ -38,7 +40,6 @@ fn make(folder: &Path, certificate: &Path, key: &Path, address: IpAddr) -> Resul
     params.distinguished_name.push(DnType::CommonName, "bwvisu-runner");
     let pair = KeyPair::generate().map_err(failed)?;
     let made = params.self_signed(&pair).map_err(failed)?;
-    make_private(folder)?;
     // The key first: a certificate without its key would be taken for complete.
     write(key, &pair.serialize_pem(), 0o600)?;
     write(certificate, &made.pem(), 0o644)

@@ -73,7 +73,7 @@ impl Search<'_> {
     /// next try gets that.
     fn give_way(&self) -> Result<()> {
         match self.store.grant(&self.cluster.name, self.job.id)? {
-            Some(_) => Err(Error::unavailable("the job's ports are being assigned just now; try again")),
+            Some(_) => Err(Error::conflict("the job's ports are being assigned just now; try again")),
             None => Ok(()),
         }
     }
