@@ -156,14 +156,53 @@ fn a_flood_from_one_address_leaves_room_for_the_others() {
     }
 }
 
+/// What those send who take seats and never ask for anything.
+const HALF_REQUESTS: [&str; 3] =
+    ["", "GET / HTTP/1.1\r\nHost: x\r\n", "POST /echo HTTP/1.1\r\nHost: x\r\nContent-Length: 200000\r\n\r\nabc"];
+
 #[test]
-fn more_connections_than_there_is_room_for_are_turned_away_until_there_is() {
-    for world in World::both(&Limits { connections: 20, ..Limits::default() }) {
+fn those_who_take_all_seats_and_ask_nothing_lose_them_to_whoever_asks() {
+    let minute = Duration::from_secs(60);
+    let patient = Limits { handshake: minute, head: minute, body: minute, idle: minute, ..Limits::default() };
+    let patient = Limits { connections: 128, per_address: 32, ..patient };
+    for world in World::both(&patient) {
+        for sent in HALF_REQUESTS {
+            // 20 addresses, each with more connections than its share in a crowd.
+            let mut seated: Vec<_> =
+                (0..20 * 10).map(|n| socket(world.address, Ipv4Addr::new(127, 0, 2, 1 + n as u8 % 20))).collect();
+            seated.iter_mut().for_each(|socket| drop(socket.write_all(sent.as_bytes())));
+            for _ in 0..20 {
+                world.assert_serves();
+            }
+            drop(seated);
+        }
+    }
+}
+
+#[test]
+fn nobody_loses_the_seat_while_the_answer_is_made() {
+    let world = World::plain(Limits { connections: 8, workers: 8, ..Limits::default() });
+    let mut asking: Vec<_> = (0..4).map(|_| world.connect()).collect();
+    asking.iter_mut().for_each(|client| client.ask("/sleep/1500"));
+    thread::sleep(Duration::from_millis(300));
+    let flood: Vec<_> = (0..200).map(|n| socket(world.address, Ipv4Addr::new(127, 0, 3, 1 + n as u8))).collect();
+    for mut client in asking {
+        assert_eq!(client.answer().text(), "hello");
+    }
+    drop(flood);
+}
+
+#[test]
+fn more_requests_than_there_is_room_for_are_turned_away_until_there_is() {
+    let limits = Limits { connections: 20, workers: 20, ..Limits::default() };
+    for world in World::both(&limits) {
         let from = |number: usize| Ipv4Addr::new(127, 0, 1, number as u8);
-        let seated: Vec<_> = (0..20).map(|number| world.connect_from(from(number))).collect();
+        let mut asking: Vec<_> = (0..20).map(|number| world.connect_from(from(number))).collect();
+        asking.iter_mut().for_each(|client| client.ask("/sleep/2000"));
+        thread::sleep(Duration::from_millis(300));
         assert_turned_away(&world, from(200));
-        drop(seated);
-        eventually("there is room again", || is_served(&world, from(200)));
+        asking.iter_mut().for_each(|client| assert_eq!(client.answer().text(), "hello"));
+        assert!(is_served(&world, from(200)), "there is room again");
     }
 }
 

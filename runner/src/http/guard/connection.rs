@@ -22,7 +22,11 @@ pub(super) fn serve(guard: &Guard, seat: &Seat) {
     let mut visit = Visit { guard, seat, stream, buffer: Vec::new(), wait: guard.limits.head };
     match visit.requests() {
         End::Gone => {}
-        End::Closed => visit.stream.finish(FAREWELL.0, FAREWELL.1),
+        End::Closed => {
+            // Whoever is only slow to say goodbye may lose the seat to a newcomer.
+            seat.idle();
+            visit.stream.finish(FAREWELL.0, FAREWELL.1);
+        }
         End::Refused(refusal) => visit.refuse(&refusal),
     }
 }
@@ -72,6 +76,9 @@ impl Visit<'_> {
         self.await_first_byte()?;
         let head = self.read_head()?;
         let body = self.read_body(&head)?;
+        if !self.seat.answering() {
+            return Err(End::Gone);
+        }
         let question = Question { head: &head, body: &body, peer: self.seat.peer() };
         let answer = exchange::ask(&self.guard.backend, &question, self.guard.limits.handle);
         drop(body);
@@ -81,8 +88,9 @@ impl Visit<'_> {
     }
 
     fn await_first_byte(&mut self) -> Result<(), End> {
+        // Marked in any case: also a client that sends many requests at once is between two of them here.
+        self.seat.idle();
         if self.buffer.is_empty() {
-            self.seat.idle();
             // Looked at after we are marked idle: whoever stops the listener marks first and closes the idle then.
             if self.guard.is_stopping() {
                 return Err(End::Closed);
@@ -93,7 +101,7 @@ impl Visit<'_> {
                 other => other?,
             }
         }
-        self.seat.busy();
+        self.seat.arriving();
         self.wait = self.guard.limits.idle;
         Ok(())
     }

@@ -7,7 +7,8 @@ use std::time::Duration;
 pub struct Limits {
     /// Connections open at once; each has a thread.
     pub connections: usize,
-    /// Connections open at once from one address (from one /64 network with IPv6).
+    /// Connections open at once from one address (from one /64 network with IPv6); a quarter of it when more than half of
+    /// all seats are taken.
     pub per_address: usize,
     /// For the TLS handshake.
     pub handshake: Duration,

@@ -15,7 +15,7 @@ pub(crate) mod seldom;
 pub(crate) mod tickets;
 
 use std::io::{self, Read, Write};
-use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::net::{IpAddr, Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::sync::Arc;
@@ -140,6 +140,7 @@ struct Guard {
     stopping: AtomicBool,
     refused: AtomicU64,
     full: Seldom,
+    turned_away: Seldom,
     trouble: Seldom,
 }
 
@@ -154,6 +155,7 @@ impl Guard {
             stopping: AtomicBool::new(false),
             refused: AtomicU64::new(0),
             full: Seldom::default(),
+            turned_away: Seldom::default(),
             trouble: Seldom::default(),
         }
     }
@@ -178,7 +180,10 @@ impl Guard {
     /// Gives the connection a seat and a thread. This must not wait for the client: all others wait behind it.
     fn receive(self: &Arc<Self>, socket: TcpStream, from: SocketAddr) -> io::Result<()> {
         let seat = match self.seats.take(socket, from.ip()) {
-            Ok(seat) => seat,
+            Ok((seat, left)) => {
+                left.into_iter().for_each(|left| self.note_full(left));
+                seat
+            }
             Err(socket) => {
                 self.turn_away(socket, from);
                 return Ok(());
@@ -195,9 +200,19 @@ impl Guard {
         }
     }
 
+    fn note_full(&self, left: IpAddr) {
+        if self.full.is_due() {
+            log::warn!(
+                "{}: all {} seats are taken; newcomers get those of unfinished requests, such as one from {left}",
+                self.name,
+                self.limits.connections
+            );
+        }
+    }
+
     fn turn_away(&self, socket: TcpStream, from: SocketAddr) {
         let count = self.refused.fetch_add(1, Ordering::Relaxed) + 1;
-        if self.full.is_due() {
+        if self.turned_away.is_due() {
             log::warn!("{}: no room for a connection from {from}; {count} turned away so far", self.name);
         }
         if self.tls.is_none() {

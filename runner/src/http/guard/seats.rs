@@ -1,62 +1,86 @@
 //! Who is connected: the caps, in total and per address, and the list that is needed to close connections from outside.
+//!
+//! When all seats are taken, a newcomer gets the seat of somebody who has not sent a whole request yet. So whoever asks
+//! at once is served, however many others only sit there.
 
+use std::cmp::Reverse;
 use std::collections::HashMap;
 use std::net::{IpAddr, Ipv6Addr, Shutdown, TcpStream};
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-/// In place of a time: a request is being served.
-const BUSY: u64 = u64::MAX;
+/// By how much the share of one address shrinks when more than half of the seats are taken.
+const SHRINK: usize = 4;
 
 /// All seats of one listener.
 pub(super) struct Seats {
     total: usize,
     per_address: usize,
-    opened: Instant,
     room: Mutex<Room>,
 }
 
 #[derive(Default)]
 struct Room {
     next: u64,
-    taken: HashMap<u64, Arc<Sitter>>,
+    taken: HashMap<u64, Sitter>,
     addresses: HashMap<IpAddr, usize>,
 }
 
 struct Sitter {
     socket: Arc<TcpStream>,
-    /// Since when nothing is asked, in milliseconds since `opened`, or `BUSY`.
-    idle_since: AtomicU64,
+    network: IpAddr,
+    stage: Stage,
+    /// When it sat down, or had its last answer.
+    since: Instant,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Stage {
+    /// Nothing is asked.
+    Idle,
+    /// A request has begun and is not complete.
+    Arriving,
+    /// A whole request is there, and its answer is made or written.
+    Answering,
 }
 
 /// A place for one connection, free again when this is dropped.
 pub(super) struct Seat {
     seats: Arc<Seats>,
-    sitter: Arc<Sitter>,
+    socket: Arc<TcpStream>,
     id: u64,
     peer: IpAddr,
 }
 
 impl Seats {
     pub(super) fn new(total: usize, per_address: usize) -> Arc<Self> {
-        Arc::new(Self { total, per_address, opened: Instant::now(), room: Mutex::default() })
+        Arc::new(Self { total, per_address, room: Mutex::default() })
     }
 
-    /// A seat for `socket`, or the socket back if all seats, or all of its address, are taken.
-    pub(super) fn take(self: &Arc<Self>, socket: TcpStream, peer: IpAddr) -> Result<Seat, TcpStream> {
+    /// A seat for `socket`, and the address of whoever had to leave for it. The socket comes back if its address has its
+    /// share, or if every seat is somebody's who is being answered.
+    pub(super) fn take(self: &Arc<Self>, socket: TcpStream, peer: IpAddr) -> Result<(Seat, Option<IpAddr>), TcpStream> {
         let peer = peer.to_canonical();
         let mut room = self.room();
         let here = room.addresses.get(&network(peer)).copied().unwrap_or(0);
-        if room.taken.len() >= self.total || here >= self.per_address {
+        if here >= self.share(room.taken.len()) {
             return Err(socket);
         }
-        let sitter = Arc::new(Sitter { socket: Arc::new(socket), idle_since: AtomicU64::new(self.now()) });
-        let id = room.next;
-        room.next += 1;
-        room.addresses.insert(network(peer), here + 1);
-        room.taken.insert(id, Arc::clone(&sitter));
-        Ok(Seat { seats: Arc::clone(self), sitter, id, peer })
+        let mut left = None;
+        if room.taken.len() >= self.total {
+            left = room.put_out();
+            if left.is_none() {
+                return Err(socket);
+            }
+        }
+        let socket = Arc::new(socket);
+        let id = room.seat(Arc::clone(&socket), network(peer));
+        Ok((Seat { seats: Arc::clone(self), socket, id, peer }, left))
+    }
+
+    /// How many seats one address may have. It is less in a crowd, so that few addresses cannot fill the room.
+    fn share(&self, taken: usize) -> usize {
+        if taken > self.total / 2 { self.per_address.div_ceil(SHRINK) } else { self.per_address }
     }
 
     /// How many are taken.
@@ -66,8 +90,7 @@ impl Seats {
 
     /// Closes the connections on which nothing was asked for `age`. What they have sent already is still read.
     pub(super) fn close_idle(&self, age: Duration) {
-        let latest = self.now().saturating_sub(age.as_millis() as u64);
-        self.close(Shutdown::Read, |since| since != BUSY && since <= latest);
+        self.close(Shutdown::Read, |sitter| sitter.stage == Stage::Idle && sitter.since.elapsed() >= age);
     }
 
     /// Closes every connection, whatever is going on there.
@@ -75,21 +98,49 @@ impl Seats {
         self.close(Shutdown::Both, |_| true);
     }
 
-    fn close(&self, how: Shutdown, which: impl Fn(u64) -> bool) {
-        for sitter in self.room().taken.values() {
-            if which(sitter.idle_since.load(Ordering::SeqCst)) {
-                // One that has gone meanwhile needs no closing.
-                let _ = sitter.socket.shutdown(how);
-            }
+    fn close(&self, how: Shutdown, which: impl Fn(&Sitter) -> bool) {
+        for sitter in self.room().taken.values().filter(|sitter| which(sitter)) {
+            // One that has gone meanwhile needs no closing.
+            let _ = sitter.socket.shutdown(how);
         }
-    }
-
-    fn now(&self) -> u64 {
-        self.opened.elapsed().as_millis() as u64
     }
 
     fn room(&self) -> MutexGuard<'_, Room> {
         self.room.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Room {
+    fn seat(&mut self, socket: Arc<TcpStream>, network: IpAddr) -> u64 {
+        let id = self.next;
+        self.next += 1;
+        *self.addresses.entry(network).or_default() += 1;
+        self.taken.insert(id, Sitter { socket, network, stage: Stage::Idle, since: Instant::now() });
+        id
+    }
+
+    /// Ends the oldest connection without a whole request, of the address that has the most of those.
+    fn put_out(&mut self) -> Option<IpAddr> {
+        let unfinished = || self.taken.iter().filter(|(_, sitter)| sitter.stage != Stage::Answering);
+        let mut counts: HashMap<IpAddr, usize> = HashMap::new();
+        unfinished().for_each(|(_, sitter)| *counts.entry(sitter.network).or_default() += 1);
+        let worst = |id: u64, sitter: &Sitter| (counts.get(&sitter.network).copied(), Reverse((sitter.since, id)));
+        let id = unfinished().max_by_key(|(id, sitter)| worst(**id, sitter)).map(|(id, _)| *id)?;
+        let sitter = self.leave(id)?;
+        // Its thread wakes, finds the connection ended, and ends too.
+        let _ = sitter.socket.shutdown(Shutdown::Both);
+        Some(sitter.network)
+    }
+
+    fn leave(&mut self, id: u64) -> Option<Sitter> {
+        let sitter = self.taken.remove(&id)?;
+        if let Some(count) = self.addresses.get_mut(&sitter.network) {
+            *count -= 1;
+            if *count == 0 {
+                self.addresses.remove(&sitter.network);
+            }
+        }
+        Some(sitter)
     }
 }
 
@@ -99,36 +150,43 @@ impl Seat {
     }
 
     pub(super) fn socket(&self) -> Arc<TcpStream> {
-        Arc::clone(&self.sitter.socket)
+        Arc::clone(&self.socket)
     }
 
     /// A request has begun.
-    pub(super) fn busy(&self) {
-        self.sitter.idle_since.store(BUSY, Ordering::SeqCst);
+    pub(super) fn arriving(&self) {
+        self.enter(Stage::Arriving);
+    }
+
+    /// A whole request is there. Says no if the seat is lost already; the request is not to be begun then.
+    pub(super) fn answering(&self) -> bool {
+        self.enter(Stage::Answering)
     }
 
     /// Nothing is asked just now.
     pub(super) fn idle(&self) {
-        self.sitter.idle_since.store(self.seats.now(), Ordering::SeqCst);
+        self.enter(Stage::Idle);
+    }
+
+    fn enter(&self, stage: Stage) -> bool {
+        let mut room = self.seats.room();
+        let Some(sitter) = room.taken.get_mut(&self.id) else { return false };
+        if sitter.stage == Stage::Answering {
+            sitter.since = Instant::now();
+        }
+        sitter.stage = stage;
+        true
     }
 }
 
 impl Drop for Seat {
     fn drop(&mut self) {
-        let mut room = self.seats.room();
-        room.taken.remove(&self.id);
-        let network = network(self.peer);
-        if let Some(count) = room.addresses.get_mut(&network) {
-            *count -= 1;
-            if *count == 0 {
-                room.addresses.remove(&network);
-            }
-        }
+        self.seats.room().leave(self.id);
     }
 }
 
 /// What counts as one address: with IPv6, every customer has a whole /64 of them.
-fn network(peer: IpAddr) -> IpAddr {
+pub(crate) fn network(peer: IpAddr) -> IpAddr {
     match peer {
         IpAddr::V4(_) => peer,
         IpAddr::V6(address) => Ipv6Addr::from_bits(address.to_bits() >> 64 << 64).into(),
@@ -146,15 +204,15 @@ mod tests {
     }
 
     #[test]
-    fn seats_are_capped_in_total_and_per_address_and_come_back() {
+    fn seats_are_capped_per_address_and_come_back() {
         let mut socket = sockets();
-        let seats = Seats::new(3, 2);
+        let seats = Seats::new(30, 2);
         let mut take = |peer: &str| seats.take(socket(), peer.parse().unwrap()).ok();
         let (a, b) = (take("10.0.0.1"), take("::ffff:10.0.0.1"));
         assert!(a.is_some() && b.is_some());
         assert!(take("10.0.0.1").is_none(), "one address has two seats");
         let c = take("10.0.0.2");
-        assert!(c.is_some() && take("10.0.0.3").is_none(), "there are three seats");
+        assert!(c.is_some());
         drop((a, b, c));
         assert_eq!(seats.taken(), 0);
         assert!(seats.room().addresses.is_empty(), "nothing is remembered of who has left");
@@ -168,5 +226,46 @@ mod tests {
         let mut take = |peer: &str| seats.take(socket(), peer.parse().unwrap()).ok();
         let first = take("2001:db8::1");
         assert!(first.is_some() && take("2001:db8::2").is_none() && take("2001:db8:0:1::1").is_some());
+    }
+
+    #[test]
+    fn in_a_crowd_the_share_of_an_address_shrinks() {
+        let seats = Seats::new(512, 64);
+        let shares = [0, 256, 257, 512].map(|taken| seats.share(taken));
+        assert_eq!(shares, [64, 64, 16, 16]);
+        assert_eq!(Seats::new(2, 1).share(2), 1, "never nothing");
+    }
+
+    #[test]
+    fn a_newcomer_gets_the_seat_of_the_address_with_most_requests_unfinished_and_there_of_the_oldest() {
+        let mut socket = sockets();
+        let seats = Seats::new(6, 16);
+        let mut take = |last: u8| seats.take(socket(), [10, 0, 0, last].into());
+        // 1 has the most seats, but those are being answered; 2 has most of those that are not; 3 came before 2.
+        let mut seated: Vec<Seat> = [3, 1, 1, 1, 2, 2].map(|last| take(last).unwrap().0).into();
+        seated[1..4].iter().for_each(|seat| assert!(seat.answering()));
+        seated[4].arriving();
+        let (newcomer, left) = take(4).unwrap();
+        assert_eq!(left, Some([10, 0, 0, 2].into()));
+        assert!(!seated[4].answering() && seated[5].answering(), "the older of the two is out");
+        assert_eq!(seats.taken(), 6);
+        drop(seated.remove(4));
+        assert_eq!(seats.taken(), 6, "a lost seat is not given back twice");
+        let (_last, left) = take(5).unwrap();
+        assert_eq!(left, Some([10, 0, 0, 3].into()), "all have one now, and this is the oldest");
+        assert!(newcomer.answering());
+        assert!(take(6).unwrap().1.is_some());
+        assert!(seated.iter().skip(1).all(Seat::answering), "who is being answered stays");
+    }
+
+    #[test]
+    fn nobody_is_put_out_while_being_answered() {
+        let mut socket = sockets();
+        let seats = Seats::new(2, 4);
+        let mut take = |last: u8| seats.take(socket(), [10, 0, 0, last].into());
+        let (a, b) = (take(1).unwrap().0, take(2).unwrap().0);
+        assert!(a.answering() && b.answering() && take(3).is_err());
+        a.idle();
+        assert_eq!(take(3).unwrap().1, Some([10, 0, 0, 1].into()));
     }
 }
