@@ -57,6 +57,15 @@ impl Bench {
         self.local.submit(&submission).unwrap()
     }
 
+    /// What the spool holds of a job of this name in this folder of it.
+    pub fn record(&self, name: &str, folder: &Path) -> serde_json::Value {
+        serde_json::json!({
+            "version": 1, "name": name, "user": self.user.name, "uid": self.user.uid, "gid": self.user.gid, "folder": self.home(),
+            "log": format!("{name}.out"), "environment": {"PATH": "/usr/bin:/bin"}, "wall-seconds": null, "grace-millis": 1000,
+            "slots": 1, "after": null, "mark": folder, "submitted-at": "2026-01-01T00:00:00Z",
+        })
+    }
+
     pub fn seen(&self, name: &str) -> Option<Seen> {
         self.local.list(&[name.to_owned()]).unwrap().pop()
     }

@@ -143,12 +143,7 @@ fn a_runner_that_dies_while_it_submits_leaves_no_half_of_a_job() {
     let bench = Bench::new();
     let folder = bench.spool().join("7");
     fs::create_dir(&folder).unwrap();
-    let request = serde_json::json!({
-        "version": 1, "name": "half", "user": bench.user.name, "uid": bench.user.uid, "gid": bench.user.gid, "folder": bench.home(),
-        "log": "half.out", "environment": {"PATH": "/usr/bin:/bin"}, "wall-seconds": null, "grace-millis": 1000, "slots": 1,
-        "after": null, "mark": folder, "submitted-at": "2026-01-01T00:00:00Z",
-    });
-    fs::write(folder.join("job.json"), request.to_string()).unwrap();
+    fs::write(folder.join("job.json"), bench.record("half", &folder).to_string()).unwrap();
     let mut shepherd = Command::new(env!("CARGO_BIN_EXE_bwvisu-runner"));
     let mut shepherd = shepherd
         .arg("local-job")

@@ -1,6 +1,7 @@
 //! The local scheduler with real processes: shepherds, bash, signals, and the runner's program.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
+mod attacks;
 mod bench;
 mod faults;
 

@@ -1,8 +1,8 @@
 //! Jobs as processes on this machine: the scheduler of a workstation, and of people who write front ends. Nothing needs to be installed
 //! but bash.
 //!
-//! - A job **outlives the runner**. Each has a shepherd ([`shepherd()`]), which is this program again, in a process group of its own; what
-//!   is known of a job lies in the spool, so that a runner that starts again finds it. Under systemd the unit of the runner needs
+//! - A job **outlives the runner**. Each has a shepherd ([`shepherd()`]), which is this program again, in a session of its own without a
+//!   terminal; what is known of a job lies in the spool, so that a runner that starts again finds it. Under systemd the unit of the runner needs
 //!   `KillMode=process`, or stopping the runner ends the jobs.
 //! - At most so many jobs run at once; the others wait in order.
 //! - Of `#SBATCH` lines only `--time` counts. Memory and processors are not limited. The script is always run by bash.
@@ -30,7 +30,6 @@ use spool::{JobFolder, Request, Spool, Stage, State};
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{BufRead, BufReader};
-use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdout, Command, Stdio};
 use std::sync::{Mutex, PoisonError, mpsc};
@@ -143,7 +142,8 @@ impl Local {
 
     fn spawn(&self, folder: &JobFolder, alive: File) -> std::io::Result<Child> {
         let mut command = Command::new(&self.program);
-        command.arg("local-job").arg(folder.path()).env_clear().current_dir("/").process_group(0);
+        // Not the leader of a process group: it makes itself the leader of a session, so that no job has the terminal of the runner.
+        command.arg("local-job").arg(folder.path()).env_clear().current_dir("/");
         // The lock goes along as standard error: it is held until the last of the two has closed it.
         command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(alive).spawn()
     }

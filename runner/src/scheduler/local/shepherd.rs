@@ -65,16 +65,27 @@ struct Shepherd {
 /// Takes care of the job in this folder of the spool until it is over; the script comes by standard input. For the hidden sub-command
 /// `local-job FOLDER` of the program, and for nothing else.
 pub fn shepherd(folder: &Path) -> ExitCode {
-    let done = Shepherd::take(folder).and_then(|(shepherd, script)| shepherd.tend(script));
+    let done = match rustix::process::setsid() {
+        Ok(_) => Shepherd::take(folder).and_then(|(shepherd, script)| shepherd.tend(script)),
+        // The leader of a process group, as after a start by hand, cannot leave its session and terminal; a child of it can.
+        Err(_) => return stand_in(folder).unwrap_or_else(|error| complain(&fault("start itself again", error))),
+    };
     match done {
         Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            // To the `alive` file, where it helps whoever looks for the reason; and to the runner, if it still listens.
-            let _ = writeln!(io::stderr(), "{error}");
-            let _ = writeln!(io::stdout(), "{}", error.message.replace('\n', " "));
-            ExitCode::FAILURE
-        }
+        Err(error) => complain(&error),
     }
+}
+
+/// To the `alive` file, where it helps whoever looks for the reason; and to the runner, if it still listens.
+fn complain(error: &Error) -> ExitCode {
+    let _ = writeln!(io::stderr(), "{error}");
+    let _ = writeln!(io::stdout(), "{}", error.message.replace('\n', " "));
+    ExitCode::FAILURE
+}
+
+fn stand_in(folder: &Path) -> io::Result<ExitCode> {
+    let status = Command::new(std::env::current_exe()?).arg("local-job").arg(folder).status()?;
+    Ok(if status.success() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
 impl Shepherd {
