@@ -2,6 +2,7 @@
 
 use super::message::{Request, Response};
 use super::problem;
+use super::slots::Slots;
 use crate::config::Secret;
 use crate::domain::job::{Job, State, parse_job_id};
 use crate::error::{Error, ErrorKind, Result};
@@ -19,12 +20,13 @@ pub const API_USER: &str = "bwvisu-web";
 pub struct Api {
     jobs: Jobs,
     credentials: [u8; 32],
+    slots: Slots,
 }
 
 impl Api {
     /// The API for those who know `password`.
     pub fn new(jobs: Jobs, password: &Secret) -> Self {
-        Self { jobs, credentials: digest(format!("{API_USER}:{}", password.expose()).as_bytes()) }
+        Self { jobs, credentials: digest(format!("{API_USER}:{}", password.expose()).as_bytes()), slots: Slots::default() }
     }
 
     /// Answers one request.
@@ -56,7 +58,9 @@ impl Api {
         if let Some(kind) = request.header("content-type").filter(|kind| !is_json(kind)) {
             return Ok(Response::problem(415, &format!("the body must be application/json, not {}", printable(kind))));
         }
-        let job = self.jobs.submit(read_job(&request.body)?)?;
+        let new = read_job(&request.body)?;
+        let _slot = self.slots.take()?;
+        let job = self.jobs.submit(new)?;
         Ok(Response::json(200, &json!({"job-id": job.id.to_string()})))
     }
 
@@ -67,11 +71,13 @@ impl Api {
 
     fn cancel(&self, id: &str) -> Result<Response> {
         let id = parse_job_id(id).map_err(|_| Error::not_found("no such running job"))?;
+        let _slot = self.slots.take()?;
         self.jobs.cancel(id)?;
         Ok(Response::json(200, &json!({"response": "job cancelled"})))
     }
 
     fn check_user(&self, name: &str) -> Result<Response> {
+        let _slot = self.slots.take()?;
         match self.jobs.check_user(name) {
             Ok(_) => Ok(Response::json(200, &json!({"response": "success"}))),
             Err(error) if error.kind == ErrorKind::BadInput => Err(Error::not_found(error.message)),

@@ -9,6 +9,7 @@ pub mod jobs;
 pub mod keyhole;
 pub mod message;
 pub mod self_signed;
+mod slots;
 pub mod tls;
 
 use crate::error::{Error, ErrorKind};
