@@ -43,7 +43,10 @@ fn jobs_one_after_the_other_go_to_the_gateway_with_less_load() {
     let runner = Runner::start(&bed, &[SERVICE]);
     let gateway = |_| {
         let id = runner.api.submit("alice", SERVICE.0, &json!({}));
-        runner.wait_for(&id, "available", 40)["services"][0]["external-ip"].as_str().unwrap().to_owned()
+        let job = runner.wait_for(&id, "available", 40);
+        // One of the two forwards nothing that no rule of ours lets pass.
+        assert!(fetch(&bed, &job, "/bytes").unwrap().ends_with(&format!("of job {id}\n")));
+        job["services"][0]["external-ip"].as_str().unwrap().to_owned()
     };
     let gateways: Vec<String> = (0..4).map(gateway).collect();
     assert!(gateways[0] != gateways[1] && gateways[2] != gateways[3], "{gateways:?}");
