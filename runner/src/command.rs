@@ -4,6 +4,7 @@
 
 use crate::error::{Error, Result};
 use std::io::{self, Read, Write};
+use std::os::unix::process::CommandExt;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::mpsc::{Receiver, channel};
 use std::thread;
@@ -48,6 +49,8 @@ pub fn run(command: &mut Command, stdin: &[u8], deadline: Instant) -> Result<Out
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
+        // A Ctrl-C that is meant for us must not end what we have begun; we end it.
+        .process_group(0)
         .spawn()
         .map_err(|e| Error::unavailable(format!("cannot start {name}: {e}")))?;
     let result = converse(&mut child, stdin, deadline);

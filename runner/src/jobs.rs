@@ -26,6 +26,9 @@ const GIVE_UP_AFTER_SECONDS: u64 = 180;
 /// When to look for a job whose submission was cut off: a busy scheduler may show it a little later.
 const LOOKS: [Duration; 3] = [Duration::from_millis(200), Duration::from_secs(2), Duration::from_secs(5)];
 
+/// How long a store that does not answer is waited for when the scheduler has taken a job.
+const STORE_PAUSES: [Duration; 3] = [Duration::from_millis(300), Duration::from_secs(1), Duration::from_secs(3)];
+
 /// What a front end sends to have a job.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]
@@ -159,19 +162,40 @@ impl Jobs {
 
     fn accepted(&self, cluster: &Cluster, job: &Job, scheduler_job_id: &str) -> Result<Job> {
         log::info!("job {}: accepted by the scheduler as {scheduler_job_id}", job.id);
-        let is_this = |job: &Job| job.scheduler_job_id.as_deref() == Some(scheduler_job_id);
-        let accept = |job: &mut Job| job.scheduler_job_id = Some(scheduler_job_id.to_owned());
-        // Finished already: the watcher was faster, and that is fine.
-        let now = match self.store.update_job(&job.cluster, job.id, accept)? {
-            Some(now) => Some(now),
-            None => self.store.job(&[job.cluster.as_str()], job.id)?,
-        };
-        if let Some(now) = now.filter(is_this) {
-            return Ok(now);
+        match self.remember(job, scheduler_job_id) {
+            Ok(now) if now.as_ref().is_some_and(|now| now.scheduler_job_id.as_deref() == Some(scheduler_job_id)) => {
+                Ok(now.unwrap_or_else(|| job.clone()))
+            }
+            Ok(_) => {
+                // It was given up meanwhile, so nobody would ever look after this one.
+                cluster.scheduler.cancel(&job.user, scheduler_job_id)?;
+                Err(Error::unavailable("the scheduler took the job so late that it had been given up; it is cancelled; try again"))
+            }
+            Err(error) => {
+                // The caller is told that it failed and will try again: two jobs would be one too many.
+                log::warn!("job {}: {error}; it is cancelled, since it cannot be written down", job.id);
+                cluster.scheduler.cancel(&job.user, scheduler_job_id)?;
+                Err(error)
+            }
         }
-        // It was given up meanwhile, so nobody would ever look after this one.
-        cluster.scheduler.cancel(&job.user, scheduler_job_id)?;
-        Err(Error::unavailable("the scheduler took the job so late that it had been given up; it is cancelled; try again"))
+    }
+
+    /// Writes the scheduler's id down, and returns the job as it is then, finished or not. A store that is away for a moment is waited for.
+    fn remember(&self, job: &Job, scheduler_job_id: &str) -> Result<Option<Job>> {
+        let accept = |job: &mut Job| job.scheduler_job_id = Some(scheduler_job_id.to_owned());
+        let once = || match self.store.update_job(&job.cluster, job.id, accept)? {
+            Some(now) => Ok(Some(now)),
+            // Finished already: the watcher was faster.
+            None => self.store.job(&[job.cluster.as_str()], job.id),
+        };
+        for pause in STORE_PAUSES {
+            match once() {
+                Err(error) => log::warn!("job {}: {error}; once more", job.id),
+                done => return done,
+            }
+            thread::sleep(pause);
+        }
+        once()
     }
 
     fn rejected(&self, job: &Job, error: Error) -> Result<Job> {

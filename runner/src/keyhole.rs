@@ -17,6 +17,7 @@ use crate::domain::grant::{Forwarding, Grant, GrantState};
 use crate::domain::job::{Job, Phase, Seen, State};
 use crate::error::{Error, ErrorKind, Result};
 use crate::gateway::{Gateway, Rule};
+use crate::seldom::Seldom;
 use crate::store::Store;
 use jiff::Timestamp;
 use keyhole_protocol::{Confirm, GrantedPort, Nonce, Purpose, Request, Token, sign, verify};
@@ -32,6 +33,9 @@ const RETRY_WINDOW: Duration = Duration::from_secs(300);
 /// A gateway that failed is chosen last for this long.
 const REST: Duration = Duration::from_secs(30);
 
+/// How often others may change the ledger while we write to a gateway.
+const CROSSINGS: u32 = 20;
+
 /// The verbs.
 pub struct Keyhole {
     store: Arc<Store>,
@@ -42,6 +46,7 @@ pub struct Keyhole {
     /// One writer per gateway and program, so that two of ours never defeat each other.
     writers: Mutex<HashMap<String, Arc<Mutex<()>>>>,
     refusals: Mutex<BTreeMap<&'static str, u64>>,
+    lines: Seldom<(&'static str, IpAddr)>,
     patience: Patience,
 }
 
@@ -71,6 +76,7 @@ impl Keyhole {
             resting: Mutex::default(),
             writers: Mutex::default(),
             refusals: Mutex::default(),
+            lines: Seldom::default(),
             patience: Patience::default(),
         }
     }
@@ -91,13 +97,16 @@ impl Keyhole {
             return Err(Error::bad_input(format!("a job may have at most {} ports, not {}", self.max_ports, request.ports)));
         }
         let grant = match self.earlier(cluster, &job, &request, peer)? {
-            Some(grant) => grant,
+            Some(grant) => {
+                self.resume(cluster, &grant)?;
+                grant
+            }
             None => {
                 self.check_hosts(cluster, &job, &request, peer)?;
                 self.claim(cluster, &job, &request)?
             }
         };
-        self.finish(cluster, &grant)?;
+        self.activate(&grant)?;
         Ok(answer(&grant, request.nonce, &token))
     }
 
@@ -137,7 +146,9 @@ impl Keyhole {
         let mut refusals = self.refusals.lock().unwrap_or_else(PoisonError::into_inner);
         let count = refusals.entry(reason).or_default();
         *count += 1;
-        log::warn!("keyhole: job {job}: request from {peer} refused: {reason} ({count} so far)");
+        if let Some(left_out) = self.lines.due((reason, peer)) {
+            log::warn!("keyhole: job {job}: request from {peer} refused: {reason} ({count} so far){left_out}");
+        }
     }
 
     fn cluster(&self, job: &Job) -> Result<&Arc<Cluster>> {
@@ -183,34 +194,51 @@ impl Keyhole {
         Ok(())
     }
 
+    /// Claims ports on the best gateway that can forward them, and installs the rules.
     fn claim(&self, cluster: &Cluster, job: &Job, request: &Request) -> Result<Grant> {
         let mut last = Error::unavailable("no gateway is configured");
         for gateway in self.gateways_by_load(cluster)? {
             let search = search::Search { store: &self.store, cluster, gateway, job, request };
             let claimed = if self.static_forwarding { search.fixed() } else { search.run() };
-            match claimed {
-                // Nothing of it is installed if this fails, so another gateway may be tried.
-                Ok(grant) => match self.install(cluster, gateway, &grant.blocks()) {
-                    Ok(()) => return Ok(grant),
-                    Err(error) if error.kind == ErrorKind::Unknown => return Err(error),
-                    Err(error) => {
-                        self.store.close_grant(&grant)?;
-                        self.store.release_grant(&grant)?;
-                        last = error;
-                    }
-                },
+            match claimed.and_then(|grant| self.install_claimed(cluster, gateway, &grant).map(|()| grant)) {
+                Ok(grant) => return Ok(grant),
                 // The job's other request was faster; no gateway is to blame.
                 Err(error) if error.kind == ErrorKind::Conflict => return Err(Error::unavailable(error.message)),
                 Err(error) => last = error,
             }
             log::warn!("keyhole: job {}: gateway {}: {last}", job.id, gateway.address());
-            if last.kind == ErrorKind::Unavailable {
-                self.rest(gateway.address());
+            match last.kind {
+                // Its rules may be there: the client's next try goes on with this claim.
+                ErrorKind::Unknown => {
+                    self.rest(gateway.address());
+                    return Err(last);
+                }
+                ErrorKind::Unavailable => self.rest(gateway.address()),
+                _ => {}
             }
         }
         // Whatever it was, it may pass: the client is to try again.
         let kind = if last.kind == ErrorKind::Busy { ErrorKind::Busy } else { ErrorKind::Unavailable };
         Err(Error { kind, message: format!("no gateway could forward the ports: {}", last.message), ..last })
+    }
+
+    /// Installs what was just claimed, or gives the claim back if nothing of it is installed.
+    fn install_claimed(&self, cluster: &Cluster, gateway: &dyn Gateway, grant: &Grant) -> Result<()> {
+        let installed = match self.install(cluster, gateway, &grant.blocks()) {
+            Ok(unresolved) if unresolved.contains(&grant.target) => {
+                Err(Error::bad_gateway(format!("gateway {} cannot resolve {}", gateway.address(), grant.target)))
+            }
+            // A port of the relay's that another program has taken since it was looked at.
+            Err(error) if error.kind == ErrorKind::Conflict => Err(Error { kind: ErrorKind::Busy, ..error }),
+            other => other.map(drop),
+        };
+        if let Err(error) = &installed
+            && error.kind != ErrorKind::Unknown
+        {
+            self.store.close_grant(grant)?;
+            self.store.release_grant(grant)?;
+        }
+        installed
     }
 
     /// Gateways that failed a short while ago come last, then the least loaded first.
@@ -229,21 +257,25 @@ impl Keyhole {
         resting.insert(gateway.to_owned(), Instant::now() + REST);
     }
 
-    /// Whatever of a claimed grant is not done yet.
-    fn finish(&self, cluster: &Cluster, grant: &Grant) -> Result<()> {
-        if grant.state == GrantState::Claimed {
-            let gateway =
-                cluster.gateway(&grant.gateway).ok_or_else(|| Error::unavailable("the gateway is no longer configured"))?;
-            self.install(cluster, gateway, &grant.blocks())?;
-            let current = self.store.update_grant(&grant.cluster, grant.job, |grant| {
-                if grant.state == GrantState::Claimed {
-                    grant.state = GrantState::Active;
-                }
-            })?;
-            // The job ended meanwhile, and the watcher takes its ports back.
-            if current.is_none_or(|current| current.state != GrantState::Active || current.nonce != grant.nonce) {
-                return Err(Error::unavailable("the job is ending"));
+    /// Installs a claim that an earlier try left behind. A gateway that is out of reach loses it: the next try chooses anew, and whatever
+    /// was installed there goes when it answers again.
+    fn resume(&self, cluster: &Cluster, grant: &Grant) -> Result<()> {
+        if grant.state == GrantState::Active {
+            return Ok(());
+        }
+        let gateway = cluster.gateway(&grant.gateway).ok_or_else(|| Error::unavailable("the gateway is no longer configured"))?;
+        self.install_claimed(cluster, gateway, grant)
+    }
+
+    fn activate(&self, grant: &Grant) -> Result<()> {
+        let current = self.store.update_grant(&grant.cluster, grant.job, |grant| {
+            if grant.state == GrantState::Claimed {
+                grant.state = GrantState::Active;
             }
+        })?;
+        // The job ended meanwhile, and the watcher takes its ports back.
+        if current.is_none_or(|current| current.state != GrantState::Active || current.nonce != grant.nonce) {
+            return Err(Error::unavailable("the job is ending"));
         }
         let ports: Vec<String> = grant.spans.iter().map(|span| span.external_range().to_string()).collect();
         log::info!("keyhole: job {} has {}:{} for {}", grant.job, grant.external_ip, ports.join(","), grant.target);
@@ -254,7 +286,8 @@ impl Keyhole {
     pub fn withdraw(&self, cluster: &Cluster, grant: &Grant) -> Result<()> {
         self.store.close_grant(grant)?;
         match cluster.gateway(&grant.gateway) {
-            Some(gateway) => self.install(cluster, gateway, &grant.blocks())?,
+            // Unresolved names are other jobs' trouble.
+            Some(gateway) => drop(self.install(cluster, gateway, &grant.blocks())?),
             None => {
                 log::warn!("keyhole: job {}: gateway {} is no longer configured; its rules stay there", grant.job, grant.gateway)
             }
@@ -264,13 +297,13 @@ impl Keyhole {
         Ok(())
     }
 
-    /// Makes some blocks of a gateway hold what the ledger says.
-    pub fn install(&self, cluster: &Cluster, gateway: &dyn Gateway, blocks: &BTreeSet<u16>) -> Result<()> {
+    /// Makes some blocks of a gateway hold what the ledger says. Returns the targets that the gateway could not resolve.
+    pub fn install(&self, cluster: &Cluster, gateway: &dyn Gateway, blocks: &BTreeSet<u16>) -> Result<BTreeSet<String>> {
         self.write(cluster, gateway, blocks, |rules| gateway.apply(rules))
     }
 
     /// The same, and everything around the blocks.
-    pub fn set_up(&self, cluster: &Cluster, gateway: &dyn Gateway, blocks: &BTreeSet<u16>) -> Result<()> {
+    pub fn set_up(&self, cluster: &Cluster, gateway: &dyn Gateway, blocks: &BTreeSet<u16>) -> Result<BTreeSet<String>> {
         self.write(cluster, gateway, blocks, |rules| gateway.set_up(rules))
     }
 
@@ -280,22 +313,24 @@ impl Keyhole {
         cluster: &Cluster,
         gateway: &dyn Gateway,
         blocks: &BTreeSet<u16>,
-        write: impl Fn(&BTreeMap<u16, BTreeSet<Rule>>) -> Result<()>,
-    ) -> Result<()> {
-        let writer = Arc::clone(
-            self.writers.lock().unwrap_or_else(PoisonError::into_inner).entry(gateway.address().to_owned()).or_default(),
-        );
+        write: impl Fn(&BTreeMap<u16, BTreeSet<Rule>>) -> Result<BTreeSet<String>>,
+    ) -> Result<BTreeSet<String>> {
+        let writer = Arc::clone(self.writers.lock().unwrap_or_else(PoisonError::into_inner).entry(gateway.address().to_owned()).or_default());
         let _turn = writer.lock().unwrap_or_else(PoisonError::into_inner);
         let read = || self.store.blocks(&cluster.name, gateway.address(), blocks);
         let mut before = read()?;
-        loop {
-            write(&before.iter().map(|(block, _)| (block.block, rules(&cluster.name, &block.forwardings))).collect())?;
-            let after = read()?;
+        for round in 0..CROSSINGS {
+            // From the second time on something is installed already.
+            let uncertain = |error: Error| if round > 0 { Error { kind: ErrorKind::Unknown, ..error } } else { error };
+            let rules = before.iter().map(|(block, _)| (block.block, rules(&cluster.name, &block.forwardings))).collect();
+            let unresolved = write(&rules).map_err(uncertain)?;
+            let after = read().map_err(|error| Error { kind: ErrorKind::Unknown, ..error })?;
             if after.iter().zip(&before).all(|(after, before)| after.1 == before.1) {
-                return Ok(());
+                return Ok(unresolved);
             }
             before = after;
         }
+        Err(Error::unknown(format!("gateway {}: others change the same ports again and again", gateway.address())))
     }
 }
 
@@ -314,7 +349,7 @@ enum Verdict {
 fn judge(seen: &Seen, request: &Request) -> Verdict {
     let own: BTreeSet<&String> = seen.nodes.iter().collect();
     match seen.phase {
-        Phase::Waiting => Verdict::Early,
+        Phase::Waiting | Phase::Unclear(_) => Verdict::Early,
         Phase::Running if seen.run != request.run => Verdict::Wrong("not the job's present run"),
         Phase::Running if !request.nodes.iter().all(|node| own.contains(node)) => Verdict::Wrong("hosts that are not the job's"),
         Phase::Running => Verdict::Fine,

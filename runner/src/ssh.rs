@@ -7,6 +7,7 @@
 use crate::command::{self, Output, last_words};
 use crate::error::{Error, Result};
 use std::io::{BufRead, BufReader, Read};
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, Command, Stdio};
 use std::sync::mpsc::channel;
@@ -17,9 +18,11 @@ use std::time::{Duration, Instant};
 /// A stock sshd takes 10 sessions per connection (`MaxSessions`); one is the master's own, and one is left in reserve.
 const SESSIONS: usize = 8;
 /// How long a new connection may take, in seconds; ssh's own limit and ours.
-const CONNECT_SECONDS: u64 = 6;
+const CONNECT_SECONDS: u64 = 4;
 /// What a client says that found no master, and whose own connection led nowhere (see [`Node::client`]).
 const NEVER_BEGAN: &str = "UNKNOWN port 65535";
+/// What a client says that found the connection's sessions all taken: the connection itself is well.
+const SESSION_REFUSED: &str = "Session open refused";
 /// A connection that carried something within this time is believed to be alive.
 const QUIET: Duration = Duration::from_secs(2);
 /// What the master prints once it is there.
@@ -43,6 +46,8 @@ pub struct Node {
     user: String,
     options: SshOptions,
     link: Mutex<Link>,
+    /// Held by the one that asks a quiet connection for a sign of life.
+    waking: Mutex<()>,
     sessions: Permits,
 }
 
@@ -59,7 +64,15 @@ impl Node {
     /// A machine that is reached as `user@address:port`. Does not connect yet.
     pub fn new(user: &str, address: &str, port: u16, options: SshOptions) -> Self {
         let sessions = Permits::new(SESSIONS);
-        Self { address: address.into(), port, user: user.into(), options, link: Mutex::default(), sessions }
+        Self {
+            address: address.into(),
+            port,
+            user: user.into(),
+            options,
+            link: Mutex::default(),
+            waking: Mutex::default(),
+            sessions,
+        }
     }
 
     /// The address, for messages.
@@ -74,8 +87,24 @@ impl Node {
     /// connection or the deadline ended before the command did. What the command itself says is in the output.
     pub fn run(&self, line: &str, stdin: &[u8], limit: Duration) -> Result<Output> {
         let deadline = Instant::now() + limit;
-        let _session =
-            self.sessions.take(deadline).ok_or_else(|| self.unreachable("all sessions were busy until the deadline"))?;
+        let _session = self.session(deadline)?;
+        self.twice(line, stdin, deadline)
+    }
+
+    /// Like [`run`](Self::run), for what must not be done twice: whatever is sent into a connection that died in silence may have
+    /// arrived or not, so one that was quiet for a while is asked for a sign of life first.
+    pub fn run_once(&self, line: &str, stdin: &[u8], limit: Duration) -> Result<Output> {
+        let deadline = Instant::now() + limit;
+        let _session = self.session(deadline)?;
+        self.wake();
+        self.twice(line, stdin, deadline)
+    }
+
+    fn session(&self, deadline: Instant) -> Result<Permit<'_>> {
+        self.sessions.take(deadline).ok_or_else(|| self.unreachable("all sessions were busy until the deadline"))
+    }
+
+    fn twice(&self, line: &str, stdin: &[u8], deadline: Instant) -> Result<Output> {
         match self.attempt(line, stdin, deadline) {
             // A connection that had died unnoticed carried nothing, so a new one may try.
             Err(error) if error.detail.as_ref().is_some_and(|detail| detail.contains(NEVER_BEGAN)) => {
@@ -86,27 +115,19 @@ impl Node {
         }
     }
 
-    /// Like [`run`](Self::run), for what must not be done twice: whatever is sent into a connection that died in silence may have
-    /// arrived or not, so one that was quiet for a while is asked for a sign of life first.
-    pub fn run_once(&self, line: &str, stdin: &[u8], limit: Duration) -> Result<Output> {
-        let heard = lock(&self.link).heard.is_some_and(|at| at.elapsed() < QUIET);
-        if !heard && !self.answers() {
-            self.disconnect();
-        }
-        self.run(line, stdin, limit)
-    }
-
     fn attempt(&self, line: &str, stdin: &[u8], deadline: Instant) -> Result<Output> {
         let socket = self.connect(deadline)?;
-        self.judge(command::run(self.client(&socket).arg(without_255(line)), stdin, deadline))
+        self.judge(&socket, command::run(self.client(&socket).arg(without_255(line)), stdin, deadline))
     }
 
-    fn judge(&self, output: Result<Output>) -> Result<Output> {
+    fn judge(&self, socket: &Path, output: Result<Output>) -> Result<Output> {
         match output {
             Ok(output) if output.status.code() == Some(255) => {
                 // 255 is ssh's own word for a broken connection; the next call makes a new one.
-                self.disconnect();
                 let detail = output.complaint();
+                if !detail.contains(SESSION_REFUSED) {
+                    self.disconnect(socket);
+                }
                 if detail.contains(NEVER_BEGAN) {
                     return Err(self.unreachable(&detail));
                 }
@@ -117,11 +138,33 @@ impl Node {
                 Ok(output)
             }
             Err(error) => {
-                if !self.answers() {
-                    self.disconnect();
-                }
+                self.end_if_silent(socket);
                 Err(error.within(&self.address))
             }
+        }
+    }
+
+    /// One of all that wait asks a quiet connection whether it lives.
+    fn wake(&self) {
+        let _turn = lock(&self.waking);
+        let (socket, heard) = {
+            let link = lock(&self.link);
+            (link.master.as_ref().map(|master| master.socket.clone()), link.heard)
+        };
+        if let Some(socket) = socket
+            && heard.is_none_or(|at| at.elapsed() >= QUIET)
+        {
+            self.end_if_silent(&socket);
+        }
+    }
+
+    /// Ends a connection that carries nothing any more: a dead network is otherwise noticed only by ssh's own keep-alive. A refusal is
+    /// a sign of life.
+    fn end_if_silent(&self, socket: &Path) {
+        let deadline = Instant::now() + Duration::from_secs(3);
+        match command::run(self.client(socket).arg("true"), b"", deadline) {
+            Ok(_) => lock(&self.link).heard = Some(Instant::now()),
+            Err(_) => self.disconnect(socket),
         }
     }
 
@@ -145,15 +188,9 @@ impl Node {
         Ok(socket)
     }
 
-    fn disconnect(&self) {
-        lock(&self.link).master = None;
-    }
-
-    /// Whether the connection still carries anything: a dead network is otherwise noticed only by ssh's own keep-alive.
-    fn answers(&self) -> bool {
-        let Some(socket) = lock(&self.link).master.as_ref().map(|master| master.socket.clone()) else { return true };
-        let deadline = Instant::now() + Duration::from_secs(3);
-        command::run(self.client(&socket).arg("true"), b"", deadline).is_ok_and(|output| output.status.success())
+    /// Ends the connection behind this socket; not the one that somebody has made meanwhile.
+    fn disconnect(&self, socket: &Path) {
+        drop(lock(&self.link).master.take_if(|master| master.socket == socket));
     }
 
     fn make_master(&self, deadline: Instant) -> Result<Master> {
@@ -166,6 +203,8 @@ impl Node {
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
+            // A Ctrl-C that is meant for us must not end our connections before we do.
+            .process_group(0)
             .spawn()
             .map_err(|e| Error::unavailable(format!("cannot start ssh: {e}")))?;
         match await_ready(&mut child, deadline.min(Instant::now() + Duration::from_secs(CONNECT_SECONDS + 2))) {

@@ -230,7 +230,9 @@ impl Job {
 
     fn run(&mut self, now: Timestamp) {
         self.started_at.get_or_insert(now);
-        if self.state == State::Submitted {
+        // Completing and running again: the scheduler has started it anew.
+        let anew = self.state == State::Completing && !self.cancel_requested;
+        if self.state == State::Submitted || anew {
             self.state = State::Running;
             self.message = format!("running; its log is {}", self.log);
         }
@@ -264,6 +266,14 @@ impl Job {
         self.message = message.to_owned();
         self.token = None;
         self.finished_at = Some(now);
+    }
+
+    /// Its gateway cannot be asked, for this reason: nobody can say that users get through.
+    pub fn loses_gateway(&mut self, reason: &str) {
+        if self.state == State::Available {
+            self.state = State::Running;
+            self.message = format!("users may not get through: {reason}");
+        }
     }
 
     /// A forwarded port accepts connections, or none does any more. Changes only jobs that run.
@@ -340,13 +350,22 @@ mod tests {
             (State::Running, Phase::Waiting, State::Submitted),
             (State::Running, Phase::Ended(Outcome::Failed), State::Finished),
             (State::Running, Phase::Unclear("ODD".into()), State::Running),
-            (State::Completing, Phase::Running, State::Completing),
+            (State::Completing, Phase::Running, State::Running),
             (State::Finished, Phase::Running, State::Finished),
         ];
         for (before, phase, after) in cases {
             let mut job = job(before);
             job.observe(&seen(phase.clone()), Timestamp::UNIX_EPOCH);
             assert_eq!(job.state, after, "{before:?} seen as {phase:?}");
+        }
+    }
+
+    #[test]
+    fn a_cancelled_job_does_not_run_again_because_an_old_look_says_so() {
+        for phase in [Phase::Waiting, Phase::Running] {
+            let mut job = Job { cancel_requested: true, ..job(State::Completing) };
+            job.observe(&seen(phase), Timestamp::UNIX_EPOCH);
+            assert_eq!(job.state, State::Completing);
         }
     }
 

@@ -52,22 +52,23 @@ impl Iptables {
         Error::unavailable(format!("gateway {}: {what} failed", self.node.address())).with_detail(output.complaint())
     }
 
-    /// One round trip; `false` when the chains around the rules are not there.
-    fn rewrite(&self, blocks: &BTreeMap<u16, BTreeSet<Rule>>) -> Result<bool> {
+    /// One round trip; nothing when the chains around the rules are not there.
+    fn rewrite(&self, blocks: &BTreeMap<u16, BTreeSet<Rule>>) -> Result<Option<BTreeSet<String>>> {
         let output = self.script(&self.names.rewrite_script(blocks), APPLY_LIMIT)?;
         match output.status.code() {
-            Some(0) => self.unresolved(&output).map(|()| true),
-            Some(NOT_READY) => Ok(false),
+            Some(0) => Ok(Some(self.unresolved(&output))),
+            Some(NOT_READY) => Ok(None),
             _ => Err(self.failed("iptables-restore", &output)),
         }
     }
 
     /// A name that the gateway cannot resolve costs only its own rule; the others are in.
-    fn unresolved(&self, output: &Output) -> Result<()> {
-        match output.stdout.lines().find_map(|line| line.strip_prefix("unresolved ")) {
-            Some(host) => Err(Error::unavailable(format!("gateway {} cannot resolve {host}", self.node.address()))),
-            None => Ok(()),
+    fn unresolved(&self, output: &Output) -> BTreeSet<String> {
+        let hosts: BTreeSet<String> = output.stdout.lines().filter_map(|line| line.strip_prefix("unresolved ")).map(str::to_owned).collect();
+        if !hosts.is_empty() {
+            log::warn!("gateway {}: cannot resolve {hosts:?}", self.node.address());
         }
+        hosts
     }
 
     fn save(&self) -> Result<Saved> {
@@ -103,18 +104,21 @@ impl Gateway for Iptables {
         Ok(read_probe(targets, &output.stdout))
     }
 
-    fn apply(&self, blocks: &BTreeMap<u16, BTreeSet<Rule>>) -> Result<()> {
-        if self.rewrite(blocks)? { Ok(()) } else { self.set_up(blocks) }
+    fn apply(&self, blocks: &BTreeMap<u16, BTreeSet<Rule>>) -> Result<BTreeSet<String>> {
+        match self.rewrite(blocks)? {
+            Some(unresolved) => Ok(unresolved),
+            None => self.set_up(blocks),
+        }
     }
 
-    fn set_up(&self, blocks: &BTreeMap<u16, BTreeSet<Rule>>) -> Result<()> {
+    fn set_up(&self, blocks: &BTreeMap<u16, BTreeSet<Rule>>) -> Result<BTreeSet<String>> {
         let saved = self.save()?;
         let output = self.script(&self.names.set_up_script(&saved, blocks), APPLY_LIMIT)?;
         if !output.status.success() {
             return Err(self.failed("iptables-restore", &output));
         }
         log::info!("gateway {}: chains {} set up", self.node.address(), self.names.prefix);
-        self.unresolved(&output)
+        Ok(self.unresolved(&output))
     }
 
     fn installed(&self) -> Result<Installed> {
@@ -130,10 +134,18 @@ const SAVE_SCRIPT: &str =
     "set -e\nexport LC_ALL=C\nsudo -n iptables-save -t nat </dev/null\nsudo -n iptables-save -t filter </dev/null\n";
 
 /// Everything that a script of ours needs to write rules: `rule CHAIN EXTERNAL COMMENT HOST [:INTERNAL]`.
+///
+/// When a name cannot be resolved, a rule for it that is there keeps its address: a name service that stutters cuts nobody off.
 const RULE_FUNCTION: &str = r#"set -u
 export LC_ALL=C
+known() {
+    sudo -n iptables -w 10 -t nat -S "$1" </dev/null 2>/dev/null | while read -r line; do
+        case $line in *"--comment \"$2\" "*"--to-destination "*) line=${line##*--to-destination }; echo "${line%%:*}"; break ;; esac
+    done | grep .
+}
 rule() {
-    address=$(getent ahostsv4 "$4" | { read -r first rest && echo "$first"; }) || { echo "unresolved $4" >&3; return 0; }
+    address=$(getent ahostsv4 "$4" | { read -r first rest && echo "$first"; }) || address=$(known "$1" "$3") ||
+        { echo "unresolved $4" >&3; return 0; }
     printf -- '-A %s -p tcp -m tcp --dport %s -m comment --comment %s -j DNAT --to-destination %s%s\n' "$1" "$2" "$3" "$address" "${5-}"
 }
 exec 3>&1
@@ -242,8 +254,10 @@ impl Chains {
 
     fn installed(&self, saved: &Saved) -> Installed {
         let hooked = self.hooks().iter().all(|(table, chain, target, _)| saved.jumps(table, chain, target) == 1);
-        let filled = saved.rules("nat", &format!("{}-POST", self.prefix)).len() == 1
-            && saved.rules("filter", &format!("{}-FWD", self.prefix)).len() == 1;
+        let range = format!("{}:{}", self.range.lo, self.range.hi);
+        let one = |rules: &[Vec<String>]| matches!(rules, [rule] if rule.contains(&range));
+        let filled =
+            one(saved.rules("nat", &format!("{}-POST", self.prefix))) && one(saved.rules("filter", &format!("{}-FWD", self.prefix)));
         let reachable = self.blocks().all(|block| saved.jumps("nat", &self.prefix, &self.block(block)) == 1);
         Installed { blocks: self.read_blocks(saved), ready: hooked && filled && reachable }
     }

@@ -64,12 +64,13 @@ pub trait Gateway: Send + Sync {
     fn probe(&self, targets: &[Target]) -> Result<Probe>;
 
     /// Makes each of these blocks hold exactly these rules, all at once; other blocks, and whatever is not ours, stay as they are.
+    /// Returns the targets whose names the gateway could not resolve: their rules alone are as they were before, or missing.
     ///
     /// After any error but `Unknown` nothing of it is installed. `Conflict` when somebody else holds one of the ports.
-    fn apply(&self, blocks: &BTreeMap<u16, BTreeSet<Rule>>) -> Result<()>;
+    fn apply(&self, blocks: &BTreeMap<u16, BTreeSet<Rule>>) -> Result<BTreeSet<String>>;
 
     /// The same, and everything around the blocks is made anew: for a gateway that [`Installed::ready`] says is not ready.
-    fn set_up(&self, blocks: &BTreeMap<u16, BTreeSet<Rule>>) -> Result<()>;
+    fn set_up(&self, blocks: &BTreeMap<u16, BTreeSet<Rule>>) -> Result<BTreeSet<String>>;
 
     /// What is installed now.
     fn installed(&self) -> Result<Installed>;

@@ -118,7 +118,7 @@ impl Search<'_> {
         }
         let probe = self.gateway.probe(&targets)?;
         if let Some(host) = probe.unreachable.intersection(&must_answer).next() {
-            return Err(Error::unavailable(format!("gateway {} cannot reach {host}", self.gateway.address())));
+            return Err(Error::bad_gateway(format!("gateway {} cannot reach {host}", self.gateway.address())));
         }
         let open_outside = |port: u16| probe.open.contains(&(self.gateway.address().to_owned(), plan.external(port)));
         let open_inside = |port: u16| nodes.iter().any(|host| probe.open.contains(&(host.clone(), port)));

@@ -27,6 +27,10 @@ const REST: Duration = Duration::from_secs(30);
 const USER_CACHE: Duration = Duration::from_secs(60);
 /// Names per `squeue`: one argument of a program holds 128 KiB.
 const NAMES_PER_CALL: usize = 4000;
+/// The last line of a complete script.
+const SCRIPT_END: &str = "# bwVisu: end of the script";
+/// What the other side says about an incomplete one.
+const CUT_OFF: &str = "was cut off on its way";
 /// The last line of a complete answer.
 const END: &str = "bwvisu-end";
 
@@ -134,7 +138,8 @@ impl CommandNode {
 impl Scheduler for Slurm {
     fn submit(&self, submission: &Submission) -> Result<String> {
         let line = sbatch_line(submission);
-        self.first_answer(|node| node.run_once(&line, submission.script.as_bytes(), SUBMIT_LIMIT), judge_sbatch)
+        let script = format!("{}\n{SCRIPT_END}\n", submission.script.trim_end_matches('\n'));
+        self.first_answer(|node| node.run_once(&line, script.as_bytes(), SUBMIT_LIMIT), judge_sbatch)
     }
 
     fn cancel(&self, user: &str, scheduler_job_id: &str) -> Result<()> {
@@ -169,7 +174,13 @@ fn sbatch_line(submission: &Submission) -> String {
     let name = format!("--job-name={}", submission.name);
     let folder = format!("--chdir={}", submission.folder);
     let log = format!("--output={}", submission.log);
-    shell::join(["sudo", "-n", "-u", &submission.user.name, "sbatch", "--parsable", &name, &folder, &log])
+    let sbatch = shell::join(["sudo", "-n", "-u", &submission.user.name, "sbatch", "--parsable", &name, &folder, &log]);
+    // sbatch takes whatever it gets before the end of its input: half a script when the connection breaks. So the script is
+    // read to its last line first, into a variable of the shell, where no other process sees it.
+    format!(
+        "script=$(cat); case $script in *'{SCRIPT_END}') printf '%s\\n' \"$script\" | {sbatch};; \
+         *) echo 'the batch script {CUT_OFF}' >&2; exit 1;; esac"
+    )
 }
 
 fn judge_sbatch(output: &Output) -> Result<String> {
@@ -187,7 +198,7 @@ fn refusal(program: &str, output: &Output) -> Error {
     let words = output.complaint();
     // sudo and the shell, or a node whose Slurm is not there: nothing happened, another node may do better.
     let node_is_unfit =
-        ["sudo:", "not found", "No such file", "Unable to contact slurm controller", "Unable to process configuration"];
+        [CUT_OFF, "sudo:", "not found", "No such file", "Unable to contact slurm controller", "Unable to process configuration"];
     // The request was sent; whether it was carried out is open.
     let lost = ["Socket timed out", "Zero Bytes were transmitted", "Unexpected message received", "Connection reset"];
     if lost.iter().any(|mark| words.contains(mark)) {

@@ -115,8 +115,25 @@ fn sbatch_gets_everything_by_argument_but_the_script() {
     let user = User { name: "alice".into(), uid: 2001, gid: 2001, groups: Vec::new() };
     let submission =
         Submission { name: "bwvisu-7-x", user: &user, folder: "/srv/ho me/alice", log: "bwvisu-job-7.out", script: "secret" };
-    assert_eq!(
-        sbatch_line(&submission),
-        "sudo -n -u alice sbatch --parsable --job-name=bwvisu-7-x '--chdir=/srv/ho me/alice' --output=bwvisu-job-7.out"
-    );
+    let line = sbatch_line(&submission);
+    let sbatch = "sudo -n -u alice sbatch --parsable --job-name=bwvisu-7-x '--chdir=/srv/ho me/alice' --output=bwvisu-job-7.out";
+    assert!(line.contains(sbatch) && !line.contains("secret"), "{line}");
+}
+
+#[test]
+fn half_a_script_never_reaches_sbatch() {
+    let user = User { name: "alice".into(), uid: 2001, gid: 2001, groups: Vec::new() };
+    let submission = Submission { name: "n", user: &user, folder: "/", log: "l", script: "" };
+    // The words up to sbatch, run by a shell that has `cat` in sbatch's place.
+    let line = sbatch_line(&submission);
+    let line = line.replace(&line[line.find("sudo").unwrap()..line.find(";;").unwrap()], "cat");
+    let run = |script: &str| {
+        let deadline = Instant::now() + Duration::from_secs(10);
+        crate::command::run(std::process::Command::new("sh").arg("-c").arg(&line), script.as_bytes(), deadline).unwrap()
+    };
+    let whole = format!("#!/bin/bash\necho 'a\\n$x'\n{SCRIPT_END}\n");
+    assert_eq!(run(&whole).stdout, whole);
+    let half = run(&whole[..20]);
+    assert_eq!((half.stdout.as_str(), half.status.success()), ("", false));
+    assert_eq!(judge_sbatch(&half).unwrap_err().kind, ErrorKind::Unavailable);
 }

@@ -151,34 +151,46 @@ impl Store {
     /// First half of the end of a grant: from now on its rules are to go; its ports stay taken. Fine if that is so already, or the grant is
     /// another run's by now.
     pub fn close_grant(&self, grant: &Grant) -> Result<()> {
-        self.end_grant(grant, |ledger, change, key| {
-            ledger.close(grant.job);
-            *change = ledger.change(&grant.cluster)?;
-            put(change, key, &Grant { state: GrantState::Closing, ..grant.clone() })
-        })
+        self.end_grant(
+            grant,
+            |current| current.state != GrantState::Closing,
+            |ledger, change, key, current| {
+                ledger.close(current.job);
+                *change = ledger.change(&current.cluster)?;
+                put(change, key, &Grant { state: GrantState::Closing, ..current.clone() })
+            },
+        )
     }
 
     /// Second half: the rules are gone, the ports are free. Fine if that is so already.
     pub fn release_grant(&self, grant: &Grant) -> Result<()> {
-        self.end_grant(grant, |ledger, change, key| {
-            ledger.remove(grant);
-            *change = ledger.change(&grant.cluster)?;
-            change.delete.push(key.to_owned());
-            Ok(())
-        })
+        self.end_grant(
+            grant,
+            |_| true,
+            |ledger, change, key, current| {
+                ledger.remove(current);
+                *change = ledger.change(&current.cluster)?;
+                change.delete.push(key.to_owned());
+                Ok(())
+            },
+        )
     }
 
-    fn end_grant(&self, grant: &Grant, step: impl Fn(&mut Ledger, &mut Change, &str) -> Result<()>) -> Result<()> {
+    /// Does `step` to the grant as it is now, if it is still the one that the caller means, and `due` says that there is anything to do.
+    fn end_grant(
+        &self,
+        grant: &Grant,
+        due: impl Fn(&Grant) -> bool,
+        step: impl Fn(&mut Ledger, &mut Change, &str, &Grant) -> Result<()>,
+    ) -> Result<()> {
         let _turn = self.turn();
         let key = keys::grant(&grant.cluster, grant.job);
         self.repeat(|| {
             let (current, version) = self.read::<Grant>(&key)?;
-            if current.is_none_or(|current| (current.run, &current.nonce) != (grant.run, &grant.nonce)) {
-                return Ok(Some(()));
-            }
-            let mut ledger = self.ledger(&grant.cluster, &grant.gateway, &grant.blocks(), &grant.nodes)?;
+            let Some(current) = current.filter(|current| same_claim(current, grant) && due(current)) else { return Ok(Some(())) };
+            let mut ledger = self.ledger(&current.cluster, &current.gateway, &current.blocks(), &current.nodes)?;
             let mut change = Change::default();
-            step(&mut ledger, &mut change, &key)?;
+            step(&mut ledger, &mut change, &key, &current)?;
             change.expect.push((key.clone(), version));
             Ok(self.backend.commit(&change)?.then_some(()))
         })
@@ -212,6 +224,11 @@ impl Store {
         }
         Ok(all)
     }
+}
+
+/// The same request may have been given other ports elsewhere meanwhile.
+fn same_claim(one: &Grant, other: &Grant) -> bool {
+    (one.run, &one.nonce, &one.gateway, &one.spans) == (other.run, &other.nonce, &other.gateway, &other.spans)
 }
 
 fn or_else<T: DeserializeOwned>(

@@ -4,7 +4,7 @@
 //! good looks in a row.
 
 use crate::cluster::Cluster;
-use crate::domain::job::{Job, Outcome, Phase, Seen};
+use crate::domain::job::{Job, Outcome, Phase, Seen, State};
 use crate::error::Result;
 use crate::jobs::lingers;
 use crate::store::Store;
@@ -13,8 +13,11 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-/// So long a submission may be under way: a job without a scheduler's id that is younger may still get one.
-const SUBMISSION_LIMIT: SignedDuration = SignedDuration::from_secs(120);
+/// So long a submission may be under way: a job without a scheduler's id may still get one. Counted from when this watcher first saw
+/// it so: other machines' clocks may be wrong.
+const SUBMISSION_LIMIT: Duration = Duration::from_secs(120);
+/// A scheduler that was too busy to answer may still come out with a job that we have given up; so long its name is asked for.
+const LATE_LIMIT: Duration = Duration::from_secs(900);
 /// How often old finished jobs are removed.
 const SWEEP_INTERVAL: Duration = Duration::from_secs(600);
 
@@ -24,6 +27,7 @@ pub struct JobsWatch {
     cluster: Arc<Cluster>,
     keep_finished: Duration,
     misses: HashMap<u64, u32>,
+    without_id: HashMap<u64, Instant>,
     last_sweep: Option<Instant>,
 }
 
@@ -43,7 +47,7 @@ enum Step {
 impl JobsWatch {
     /// The watcher of `cluster`, which keeps finished jobs for `keep_finished`.
     pub fn new(store: Arc<Store>, cluster: Arc<Cluster>, keep_finished: Duration) -> Self {
-        Self { store, cluster, keep_finished, misses: HashMap::new(), last_sweep: None }
+        Self { store, cluster, keep_finished, misses: HashMap::new(), without_id: HashMap::new(), last_sweep: None }
     }
 
     /// One look, and what follows from it.
@@ -52,15 +56,25 @@ impl JobsWatch {
         let names: Vec<String> = jobs.iter().map(|job| job.name.clone()).collect();
         let seen = self.cluster.scheduler.list(&names)?;
         self.misses.retain(|id, _| jobs.iter().any(|job| job.id == *id));
+        self.without_id.retain(|id, _| jobs.iter().any(|job| job.id == *id && job.scheduler_job_id.is_none()));
         let by_name = by_name(seen);
         for job in &jobs {
             let found = by_name.get(job.name.as_str()).and_then(|seen| seen.iter().find(|seen| job.is(seen)));
-            let step = plan(job, found, self.misses.get(&job.id).copied().unwrap_or(0), Timestamp::now());
+            let waited = self.waited(job);
+            let step = plan(job, found, self.misses.get(&job.id).copied().unwrap_or(0), waited);
             if let Err(error) = self.perform(job, step) {
                 log::warn!("job {}: {error}", job.id);
             }
         }
         self.sweep()
+    }
+
+    /// How long we have known the job without a scheduler's id.
+    fn waited(&mut self, job: &Job) -> Duration {
+        match job.scheduler_job_id {
+            Some(_) => Duration::ZERO,
+            None => self.without_id.entry(job.id).or_insert_with(Instant::now).elapsed(),
+        }
     }
 
     fn perform(&mut self, job: &Job, step: Step) -> Result<()> {
@@ -80,9 +94,8 @@ impl JobsWatch {
 
     fn observe(&self, job: &Job, seen: &Seen) -> Result<()> {
         // Who changed the job after we read it had a newer look than ours.
-        let unchanged = |now: &Job| now.state == job.state && now.scheduler_job_id == job.scheduler_job_id;
         let after = self.store.update_job(&job.cluster, job.id, |now| {
-            if unchanged(now) || now.scheduler_job_id.is_none() {
+            if unchanged(now, job) || now.scheduler_job_id.is_none() {
                 now.observe(seen, Timestamp::now());
             }
         })?;
@@ -108,8 +121,15 @@ impl JobsWatch {
     fn end(&mut self, job: &Job) -> Result<()> {
         self.misses.remove(&job.id);
         let (outcome, message) = ending(job);
-        self.store.update_job(&job.cluster, job.id, |job| job.finish(outcome, None, &message, Timestamp::now()))?;
-        log::info!("job {}: Finished: {message}", job.id);
+        let after = self.store.update_job(&job.cluster, job.id, |now| {
+            // Somebody learned more about it after we had read it.
+            if unchanged(now, job) {
+                now.finish(outcome, None, &message, Timestamp::now());
+            }
+        })?;
+        if after.is_some_and(|job| job.state == State::Finished) {
+            log::info!("job {}: Finished: {message}", job.id);
+        }
         Ok(())
     }
 
@@ -136,8 +156,13 @@ fn by_name(seen: Vec<Seen>) -> HashMap<String, Vec<Seen>> {
     map
 }
 
-fn plan(job: &Job, found: Option<&Seen>, misses: u32, now: Timestamp) -> Step {
-    let young = job.submitted_at.is_some_and(|at| now.duration_since(at) < SUBMISSION_LIMIT);
+/// Whether a job is still as it was when this cycle read it.
+fn unchanged(now: &Job, then: &Job) -> bool {
+    now.state == then.state && now.scheduler_job_id == then.scheduler_job_id
+}
+
+fn plan(job: &Job, found: Option<&Seen>, misses: u32, waited: Duration) -> Step {
+    let young = waited < if job.cancel_requested { LATE_LIMIT } else { SUBMISSION_LIMIT };
     match found {
         Some(seen) => Step::Observe(seen.clone()),
         None if job.scheduler_job_id.is_none() && young => Step::Patience,
@@ -161,32 +186,33 @@ fn ending(job: &Job) -> (Outcome, String) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::domain::job::State;
 
-    fn job(scheduler_job_id: Option<&str>, age: i64) -> Job {
-        Job {
-            id: 1,
-            scheduler_job_id: scheduler_job_id.map(str::to_owned),
-            submitted_at: Some(Timestamp::from_second(1000 - age).unwrap()),
-            ..Job::default()
-        }
+    fn job(scheduler_job_id: Option<&str>) -> Job {
+        Job { id: 1, scheduler_job_id: scheduler_job_id.map(str::to_owned), ..Job::default() }
     }
 
-    fn step(job: &Job, found: Option<&Seen>, misses: u32) -> Step {
-        plan(job, found, misses, Timestamp::from_second(1000).unwrap())
+    fn step(job: &Job, found: Option<&Seen>, misses: u32, waited: u64) -> Step {
+        plan(job, found, misses, Duration::from_secs(waited))
     }
 
     #[test]
     fn a_job_is_gone_only_after_two_looks_that_missed_it() {
-        assert_eq!(step(&job(Some("7"), 10), None, 0), Step::Missed);
-        assert_eq!(step(&job(Some("7"), 10), None, 1), Step::Gone);
+        assert_eq!(step(&job(Some("7")), None, 0, 0), Step::Missed);
+        assert_eq!(step(&job(Some("7")), None, 1, 0), Step::Gone);
     }
 
     #[test]
     fn a_submission_under_way_is_waited_for_and_one_that_was_cut_off_is_given_up() {
-        assert_eq!(step(&job(None, 10), None, 5), Step::Patience);
-        assert_eq!(step(&job(None, 300), None, 0), Step::Missed);
-        assert_eq!(step(&job(None, 300), None, 1), Step::Gone);
+        assert_eq!(step(&job(None), None, 5, 10), Step::Patience);
+        assert_eq!(step(&job(None), None, 0, 300), Step::Missed);
+        assert_eq!(step(&job(None), None, 1, 300), Step::Gone);
+    }
+
+    #[test]
+    fn a_submission_that_was_given_up_is_looked_for_much_longer() {
+        let given_up = Job { cancel_requested: true, ..job(None) };
+        assert_eq!(step(&given_up, None, 1, 300), Step::Patience);
+        assert_eq!(step(&given_up, None, 1, 1000), Step::Gone);
     }
 
     #[test]
@@ -202,13 +228,13 @@ mod tests {
             reason: None,
             details: serde_json::Map::new(),
         };
-        assert_eq!(step(&job(Some("7"), 10), Some(&seen), 1), Step::Observe(seen));
+        assert_eq!(step(&job(Some("7")), Some(&seen), 1, 0), Step::Observe(seen));
     }
 
     #[test]
     fn how_a_vanished_job_ended_depends_on_what_was_known() {
-        assert_eq!(ending(&job(None, 0)).0, Outcome::Failed);
-        assert_eq!(ending(&Job { cancel_requested: true, ..job(Some("7"), 0) }).0, Outcome::Cancelled);
-        assert_eq!(ending(&Job { state: State::Running, ..job(Some("7"), 0) }).0, Outcome::Unknown);
+        assert_eq!(ending(&job(None)).0, Outcome::Failed);
+        assert_eq!(ending(&Job { cancel_requested: true, ..job(Some("7")) }).0, Outcome::Cancelled);
+        assert_eq!(ending(&Job { state: State::Running, ..job(Some("7")) }).0, Outcome::Unknown);
     }
 }

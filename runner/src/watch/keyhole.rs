@@ -20,12 +20,19 @@ pub struct KeyholeWatch {
     store: Arc<Store>,
     cluster: Arc<Cluster>,
     keyhole: Arc<Keyhole>,
+    /// Blocks that differed from the ledger in the last cycle, by gateway.
+    suspects: HashMap<String, BTreeSet<u16>>,
+    /// How often in a row a gateway did not answer.
+    silences: HashMap<String, u32>,
 }
+
+/// After so many cycles in which a gateway did not answer, its jobs are no longer called available.
+const SILENCES: u32 = 3;
 
 impl KeyholeWatch {
     /// The watcher of `cluster`.
     pub fn new(store: Arc<Store>, cluster: Arc<Cluster>, keyhole: Arc<Keyhole>) -> Self {
-        Self { store, cluster, keyhole }
+        Self { store, cluster, keyhole, suspects: HashMap::new(), silences: HashMap::new() }
     }
 
     /// One look at every gateway, and what follows from it. A gateway that does not answer changes nothing and holds up no other.
@@ -35,8 +42,8 @@ impl KeyholeWatch {
         let jobs: HashMap<u64, Job> = self.store.active_jobs(&self.cluster.name)?.into_iter().map(|job| (job.id, job)).collect();
         let (keep, end): (Vec<Grant>, Vec<Grant>) =
             grants.into_iter().partition(|grant| grant.state != GrantState::Closing && keeps_ports(jobs.get(&grant.job)));
-        let silent: BTreeSet<&str> =
-            self.cluster.gateways.iter().zip(&installed).filter(|(_, i)| i.is_err()).map(|(g, _)| g.address()).collect();
+        let cluster = Arc::clone(&self.cluster);
+        let silent: BTreeSet<&str> = cluster.gateways.iter().zip(&installed).filter(|(_, i)| i.is_err()).map(|(g, _)| g.address()).collect();
         for grant in &end {
             let withdrawn = if silent.contains(grant.gateway.as_str()) {
                 // Its rules go when it answers again; until then its ports stay taken.
@@ -47,33 +54,52 @@ impl KeyholeWatch {
             log_failure(grant.job, withdrawn);
         }
         let mut failure = Ok(());
-        for (gateway, installed) in self.cluster.gateways.iter().zip(installed) {
+        for (gateway, installed) in cluster.gateways.iter().zip(installed) {
             let mended = installed.and_then(|installed| self.mend(gateway.as_ref(), &installed));
             failure = failure.and(mended);
         }
-        failure.and(self.look(&keep, &jobs))
+        self.count_silences(&silent);
+        self.warn_users(&keep);
+        failure.and(self.look(&keep, &jobs, &silent))
+    }
+
+    fn count_silences(&mut self, silent: &BTreeSet<&str>) {
+        for gateway in &self.cluster.gateways {
+            let count = self.silences.entry(gateway.address().to_owned()).or_default();
+            *count = if silent.contains(gateway.address()) { count.saturating_add(1) } else { 0 };
+        }
+    }
+
+    /// Jobs behind a gateway that has been silent for a while, or is not configured any more, are not called available.
+    fn warn_users(&self, grants: &[Grant]) {
+        for grant in grants {
+            let reason = match self.silences.get(&grant.gateway) {
+                Some(0..SILENCES) => continue,
+                Some(_) => format!("the gateway {} does not answer", grant.external_ip),
+                None => format!("the gateway {} is no longer in service", grant.external_ip),
+            };
+            let told = self.store.update_job(&grant.cluster, grant.job, |job| job.loses_gateway(&reason));
+            log_failure(grant.job, told.map(drop));
+        }
     }
 
     /// Makes what is installed be what the ledger says, where it differs.
-    fn mend(&self, gateway: &dyn Gateway, installed: &Installed) -> Result<()> {
+    fn mend(&mut self, gateway: &dyn Gateway, installed: &Installed) -> Result<()> {
         let mut wrong = self.wrong(gateway, installed)?;
-        if installed.ready && !wrong.is_empty() {
-            // A grant or a withdrawal that was under way during the look looks like a fault, but not twice.
-            let again = self.wrong(gateway, &gateway.installed()?)?;
-            wrong.retain(|block| again.contains(block));
-        }
         if !installed.ready {
-            log::warn!(
-                "gateway {}: our chains are not all there (a new, rebooted or flushed gateway); setting them up",
-                gateway.address()
-            );
-            return self.keyhole.set_up(&self.cluster, gateway, &wrong);
+            log::warn!("gateway {}: our chains are not all there (a new, rebooted or flushed gateway); setting them up", gateway.address());
+            return self.keyhole.set_up(&self.cluster, gateway, &wrong).map(drop);
         }
+        // A grant or a withdrawal that was under way during the look looks like a fault, but not twice.
+        let suspects = self.suspects.insert(gateway.address().to_owned(), wrong.clone()).unwrap_or_default();
+        wrong.retain(|block| suspects.contains(block));
         if wrong.is_empty() {
             return Ok(());
         }
         log::warn!("gateway {}: rules differ from the records in blocks {wrong:?}; mending", gateway.address());
-        self.keyhole.install(&self.cluster, gateway, &wrong)
+        // One by one: what stands in the way of one block is none of the others' business.
+        let mended = wrong.into_iter().map(|block| self.keyhole.install(&self.cluster, gateway, &BTreeSet::from([block])).map(drop));
+        mended.fold(Ok(()), Result::and)
     }
 
     /// The blocks of a gateway that are not as the ledger says.
@@ -84,10 +110,12 @@ impl KeyholeWatch {
     }
 
     /// Asks which of the forwarded ports accept connections, one batch per gateway.
-    fn look(&self, grants: &[Grant], jobs: &HashMap<u64, Job>) -> Result<()> {
+    fn look(&self, grants: &[Grant], jobs: &HashMap<u64, Job>, silent: &BTreeSet<&str>) -> Result<()> {
         let waiting = |grant: &&Grant| {
             let state = jobs.get(&grant.job).map(|job| job.state);
-            grant.state == GrantState::Active && matches!(state, Some(State::Running | State::Available))
+            // A gateway that was silent a moment ago is not waited for again.
+            let asked = grant.state == GrantState::Active && !silent.contains(grant.gateway.as_str());
+            asked && matches!(state, Some(State::Running | State::Available))
         };
         let by_gateway =
             |gateway: &str| grants.iter().filter(waiting).filter(|grant| grant.gateway == gateway).collect::<Vec<_>>();

@@ -29,18 +29,19 @@ pub(super) struct Destination {
 #[derive(Debug)]
 pub(super) struct Listener {
     socket: Arc<TcpListener>,
+    port: u16,
     destination: Destination,
 }
 
 impl Listener {
-    /// `socket` must not block.
-    pub(super) fn new(socket: TcpListener, destination: Destination) -> Self {
-        Self { socket: Arc::new(socket), destination }
+    /// `socket` must not block; it accepts on the external port `port`.
+    pub(super) fn new(socket: TcpListener, port: u16, destination: Destination) -> Self {
+        Self { socket: Arc::new(socket), port, destination }
     }
 
     /// The same socket with another destination.
     pub(super) fn leading_to(&self, destination: Destination) -> Self {
-        Self { socket: Arc::clone(&self.socket), destination }
+        Self { socket: Arc::clone(&self.socket), port: self.port, destination }
     }
 }
 
@@ -184,8 +185,9 @@ impl Door<'_> {
         let Destination { host, port } = &listener.destination;
         match listener.socket.accept() {
             Ok((client, _)) => {
-                let opened =
-                    client.set_nonblocking(false).and_then(|()| self.sessions.open(client, listener.destination.clone()));
+                let destination = listener.destination.clone();
+                let blocking = client.set_nonblocking(false);
+                let opened = blocking.and_then(|()| self.sessions.open(client, listener.port, destination));
                 self.report(opened, &format!("the relay turned a client for {host}:{port} away"));
             }
             // The client has gone already.

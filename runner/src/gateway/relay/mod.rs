@@ -13,6 +13,7 @@ use super::{Gateway, Installed, Probe, Rule, Target};
 use crate::domain::ports::Numbering;
 use crate::error::{Error, Result};
 use listen::{Acceptor, Destination, Listener};
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use session::Sessions;
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::ErrorKind;
@@ -25,15 +26,25 @@ use std::time::Duration;
 pub struct RelayLimits {
     /// How many sessions are open at once; each has two threads and two descriptors. Further clients are turned away.
     pub sessions: usize,
+    /// How many of them one external port may have, so that the clients of one job do not take the places of all others.
+    pub sessions_per_port: usize,
     /// How long the application may take to accept a connection.
     pub connect_timeout: Duration,
     /// How long each connection of a probe may take.
     pub probe_timeout: Duration,
+    /// How long a session of which one direction has ended may be silent in the other.
+    pub half_closed_timeout: Duration,
 }
 
 impl Default for RelayLimits {
     fn default() -> Self {
-        Self { sessions: 256, connect_timeout: Duration::from_secs(5), probe_timeout: Duration::from_secs(1) }
+        Self {
+            sessions: 1024,
+            sessions_per_port: 64,
+            connect_timeout: Duration::from_secs(5),
+            probe_timeout: Duration::from_secs(1),
+            half_closed_timeout: Duration::from_secs(60),
+        }
     }
 }
 
@@ -57,7 +68,8 @@ impl Relay {
     /// A relay that listens on the address `bind`, and tells users to connect to `external_ip`. Nothing happens before something is
     /// applied.
     pub fn new(internal_address: String, external_ip: String, bind: IpAddr, limits: RelayLimits) -> Self {
-        let sessions = Arc::new(Sessions::new(limits.sessions, limits.connect_timeout));
+        let limits = RelayLimits { sessions: affordable(limits.sessions), ..limits };
+        let sessions = Arc::new(Sessions::new(limits));
         let acceptor = Acceptor::new(Arc::clone(&sessions));
         Self { internal_address, external_ip, bind, limits, blocks: Mutex::default(), acceptor, sessions }
     }
@@ -77,7 +89,7 @@ impl Relay {
 
     fn bind(&self, port: u16, destination: &Destination) -> Result<Listener> {
         let bound = TcpListener::bind((self.bind, port)).and_then(|socket| socket.set_nonblocking(true).map(|()| socket));
-        bound.map(|socket| Listener::new(socket, destination.clone())).map_err(|error| {
+        bound.map(|socket| Listener::new(socket, port, destination.clone())).map_err(|error| {
             let place = format!("port {port} of {}", self.bind);
             match error.kind() {
                 ErrorKind::AddrInUse => Error::conflict(format!("{place} is in use by another program")),
@@ -104,7 +116,7 @@ impl Gateway for Relay {
         Ok(probe::probe(targets, self.limits.probe_timeout))
     }
 
-    fn apply(&self, blocks: &BTreeMap<u16, BTreeSet<Rule>>) -> Result<()> {
+    fn apply(&self, blocks: &BTreeMap<u16, BTreeSet<Rule>>) -> Result<BTreeSet<String>> {
         let mut installed = self.blocks.lock().unwrap_or_else(PoisonError::into_inner);
         let mut wanted = installed.clone();
         wanted.extend(blocks.iter().map(|(&block, rules)| (block, rules.clone())));
@@ -114,11 +126,12 @@ impl Gateway for Relay {
         let listeners = self.listeners(&table)?;
         self.acceptor.serve(listeners)?;
         *installed = wanted;
-        Ok(())
+        // Names are resolved for each connection.
+        Ok(BTreeSet::new())
     }
 
     /// There is nothing around the listeners.
-    fn set_up(&self, blocks: &BTreeMap<u16, BTreeSet<Rule>>) -> Result<()> {
+    fn set_up(&self, blocks: &BTreeMap<u16, BTreeSet<Rule>>) -> Result<BTreeSet<String>> {
         self.apply(blocks)
     }
 
@@ -133,6 +146,24 @@ impl Drop for Relay {
         self.acceptor.stop();
         self.sessions.end();
     }
+}
+
+/// How many sessions there may be when half of the descriptors are left for everything else that this process does. The usual limit
+/// is low for the sake of old programs, and may be raised.
+fn affordable(sessions: usize) -> usize {
+    let wanted = 4 * sessions as u64;
+    let Rlimit { current, maximum } = getrlimit(Resource::Nofile);
+    let raised = maximum.map_or(wanted, |maximum| maximum.min(wanted));
+    let granted = match current {
+        Some(current) if current < raised => {
+            setrlimit(Resource::Nofile, Rlimit { current: Some(raised), maximum }).map_or(current, |()| raised)
+        }
+        current => current.unwrap_or(wanted),
+    };
+    if granted < wanted {
+        log::warn!("the relay has room for {} sessions only; {wanted} descriptors (ulimit -n) would be enough for all", granted / 4);
+    }
+    sessions.min(usize::try_from(granted / 4).unwrap_or(sessions)).max(1)
 }
 
 /// Where each external port leads.
