@@ -80,6 +80,9 @@ pub(super) fn check(script: &str, max_ports: u32) -> Result<RequestedPorts, Stri
     if !first.starts_with("#!") && !first.starts_with(GAP) {
         return Err(format!("the first line must begin with \"#!\", as in \"#!/bin/bash\"; it is \"{}\"", show(first)));
     }
+    if let Some(line) = script.lines().find(|line| makes_several_jobs(line)) {
+        return Err(format!("\"{}\" makes several jobs of one, and here a job is one job: submit it several times", show(line)));
+    }
     let Some(line) = find_ports_line(script, max_ports)? else { return Ok(RequestedPorts::None) };
     if !is_bash(first) {
         return Err(format!("a ports line becomes bash, so the first line must name bash; it is \"{}\"", show(first)));
@@ -88,6 +91,17 @@ pub(super) fn check(script: &str, max_ports: u32) -> Result<RequestedPorts, Stri
         return Err(format!("\"{}\" stands after the ports line, where Slurm ignores it: move it up", show(late)));
     }
     Ok(line.ports)
+}
+
+/// Arrays and heterogeneous jobs: several jobs of Slurm's under one name.
+fn makes_several_jobs(line: &str) -> bool {
+    let Some(options) = line.strip_prefix("#SBATCH") else { return false };
+    // What follows a `#` is a comment.
+    let words = options.split_whitespace().take_while(|word| !word.starts_with('#'));
+    words.into_iter().any(|word| {
+        let short = word.starts_with("-a") && !word.starts_with("--");
+        short || word == "hetjob" || word == "packjob" || word.split('=').next() == Some("--array")
+    })
 }
 
 /// Whether `#!` names bash: itself, or as what `env` looks for.
@@ -121,6 +135,16 @@ mod tests {
 
     fn ports(line: &str) -> Result<RequestedPorts, String> {
         check(&format!("#!/bin/bash\n{line}\ntrue\n"), 100)
+    }
+
+    #[test]
+    fn what_would_become_several_jobs_is_refused() {
+        for line in ["#SBATCH --array=1-3", "#SBATCH -a 1-3", "#SBATCH -a1-3", "#SBATCH -N1 --array 1-3", "#SBATCH hetjob"] {
+            assert!(ports(line).is_err_and(|message| message.contains("several jobs")), "{line}");
+        }
+        for line in ["#SBATCH --account=x", "#SBATCH -A x", "#SBATCH -N1 # not --array", "# SBATCH --array=1-3"] {
+            assert_eq!(ports(line), Ok(RequestedPorts::None), "{line}");
+        }
     }
 
     #[test]
