@@ -1,6 +1,7 @@
 //! What users may try against the runner and against other users' jobs.
 
-use crate::bench::Bench;
+use crate::bench::{Bench, gone, kill, lives, until};
+use bwvisu_runner::domain::job::{Outcome, Phase};
 use std::fs;
 use std::os::unix::process::CommandExt;
 use std::process::{Command, Stdio};
@@ -50,4 +51,48 @@ fn a_shepherd_that_leads_a_process_group_leaves_its_session_all_the_same() {
     std::io::Write::write_all(&mut shepherd.stdin.take().unwrap(), script.as_bytes()).unwrap();
     assert!(shepherd.wait().unwrap().success());
     without_terminal(&bench);
+}
+
+/// A process that ignores all signals that it can, has left its session, and whose first thread has ended: it looks dead.
+const GHOST: &str = r#"cat >ghost.py <<'END'
+import ctypes, os, platform, signal, threading, time
+for number in set(range(1, 32)) - {signal.SIGKILL, signal.SIGSTOP}:
+    signal.signal(number, signal.SIG_IGN)
+if os.fork():
+    os._exit(0)
+os.setsid()
+threading.Thread(target=lambda: time.sleep(600)).start()
+open("ghost", "w").write(str(os.getpid()))
+ctypes.CDLL(None).syscall(93 if platform.machine() == "aarch64" else 60, 0)
+END
+python3 ghost.py
+sleep 600"#;
+
+/// Submits a job with such a process; the job's id, and the process.
+fn haunted(bench: &Bench) -> (String, i32) {
+    let id = bench.submit("haunted", GHOST);
+    let ghost = bench.pid("ghost");
+    let state = || fs::read_to_string(format!("/proc/{ghost}/stat")).unwrap_or_default();
+    until("its first thread has ended", || state().contains(") Z ").then_some(()), || bench.log("haunted"));
+    assert!(lives(ghost));
+    (id, ghost)
+}
+
+#[test]
+fn a_process_whose_first_thread_has_ended_does_not_survive_its_job() {
+    let bench = Bench::new();
+    let (id, ghost) = haunted(&bench);
+    bench.cancel(&id);
+    let seen = bench.ended("haunted");
+    assert_eq!((seen.phase, seen.reason), (Phase::Ended(Outcome::Cancelled), None));
+    assert!(!lives(ghost));
+}
+
+#[test]
+fn a_process_whose_first_thread_has_ended_does_not_survive_the_shepherd() {
+    let bench = Bench::new();
+    let (id, ghost) = haunted(&bench);
+    kill(bench.shepherd(&id));
+    assert_eq!(bench.ended("haunted").phase, Phase::Ended(Outcome::NodeFail));
+    gone(ghost);
 }

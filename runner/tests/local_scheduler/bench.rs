@@ -135,7 +135,9 @@ pub fn until<T>(what: &str, look: impl Fn() -> Option<T>, story: impl Fn() -> St
 
 pub fn lives(pid: i32) -> bool {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
-    stat.rsplit_once(") ").is_some_and(|(_, rest)| !rest.starts_with(['Z', 'X']))
+    // A process of which only the first thread has ended looks dead, too.
+    let threads = |rest: &str| rest.split(' ').nth(17).and_then(|count| count.parse().ok()).unwrap_or(0);
+    stat.rsplit_once(") ").is_some_and(|(_, rest)| !rest.starts_with(['Z', 'X']) || threads(rest) > 1)
 }
 
 pub fn gone(pid: i32) {

@@ -56,7 +56,8 @@ struct Stat {
 }
 
 impl Stat {
-    /// Nothing if there is no such process, or it is dead and only waits for its parent.
+    /// Nothing if there is no such process, or it is dead and only waits for its parent. One whose first thread has ended looks dead
+    /// as well, and lives as long as it has others.
     fn of(pid: i32) -> Option<Self> {
         Self::parse(&std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?)
     }
@@ -66,8 +67,9 @@ impl Stat {
         let mut fields = line.rsplit_once(')')?.1.split_whitespace();
         let state = fields.next()?;
         let parent = fields.next()?.parse().ok()?;
-        let start = fields.nth(17)?.parse().ok()?;
-        (!matches!(state, "Z" | "X")).then_some(Self { parent, start })
+        let threads: u32 = fields.nth(15)?.parse().ok()?;
+        let start = fields.nth(1)?.parse().ok()?;
+        (threads > 1 || !matches!(state, "Z" | "X")).then_some(Self { parent, start })
     }
 }
 
@@ -77,18 +79,19 @@ fn all() -> io::Result<Vec<(i32, Stat)>> {
     Ok(pids.filter_map(|pid| Stat::of(pid).map(|stat| (pid, stat))).collect())
 }
 
-/// Signals everything that descends from this process.
-pub(super) fn signal_descendants(signal: Signal) {
+/// Signals everything that descends from this process; how many were there to get it.
+pub(super) fn signal_descendants(signal: Signal) -> usize {
     let all = all().unwrap_or_default();
     let mut family = vec![rustix::process::getpid().as_raw_pid()];
-    let mut next = 0;
+    let (mut next, mut reached) = (0, 0);
     while let Some(&parent) = family.get(next) {
         next += 1;
         for &(pid, stat) in all.iter().filter(|(pid, stat)| stat.parent == parent && !family.contains(pid)).collect::<Vec<_>>() {
-            deliver(pid, signal, |pid| Stat::of(pid).is_some_and(|now| now.start == stat.start));
+            reached += usize::from(deliver(pid, signal, |pid| Stat::of(pid).is_some_and(|now| now.start == stat.start)));
             family.push(pid);
         }
     }
+    reached
 }
 
 /// Kills every process of user `uid` that carries the mark in its environment; how many there were.
@@ -105,8 +108,10 @@ fn owner(pid: i32) -> Option<u32> {
 
 fn carries(pid: i32, mark: &str) -> bool {
     let wanted = format!("{MARK}={mark}");
-    let environment = std::fs::read(format!("/proc/{pid}/environ")).unwrap_or_default();
-    environment.split(|&byte| byte == 0).any(|variable| variable == wanted.as_bytes())
+    let holds = |environment: Vec<u8>| environment.split(|&byte| byte == 0).any(|variable| variable == wanted.as_bytes());
+    // A thread that has ended has no environment any more, and so has a process whose first thread it was.
+    let threads = std::fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten();
+    threads.filter_map(|thread| std::fs::read(thread.path().join("environ")).ok()).any(holds)
 }
 
 #[cfg(test)]
@@ -116,12 +121,14 @@ mod tests {
 
     #[test]
     fn the_stat_of_a_process_is_read_whatever_its_program_is_called() {
-        let rest = "4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 19 20 21 4711 23";
+        let rest = "4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 19 1 21 4711 23";
+        let many = rest.replace(" 1 ", " 2 ");
         let stat = Some(Stat { parent: 4, start: 4711 });
         let cases = [
             (format!("3 (bash) S {rest}"), stat),
             (format!("3 (a) Z 1 (b) R {rest}"), stat),
             (format!("3 (bash) Z {rest}"), None),
+            (format!("3 (bash) Z {many}"), stat),
             ("3 (bash) S 4".into(), None),
             (String::new(), None),
         ];

@@ -60,6 +60,8 @@ struct Shepherd {
     events: Receiver<Event>,
     send: Sender<Event>,
     status: Option<WaitStatus>,
+    /// How many processes were still there when everything had been tried.
+    left: usize,
 }
 
 /// Takes care of the job in this folder of the spool until it is over; the script comes by standard input. For the hidden sub-command
@@ -99,7 +101,7 @@ impl Shepherd {
         rustix::process::set_child_subreaper(Some(rustix::process::getpid()))
             .map_err(|error| fault("become the parent of orphans", error))?;
         watch_signals(send.clone()).map_err(|error| fault("watch signals", error))?;
-        let shepherd = Self { folder, request, state: State::waiting(), events, send, status: None };
+        let shepherd = Self { folder, request, state: State::waiting(), events, send, status: None, left: 0 };
         Ok((shepherd, script))
     }
 
@@ -234,11 +236,13 @@ impl Shepherd {
         }
         // What cannot be killed hangs in the kernel; it must not keep the job for ever.
         for _ in 0..100 {
-            signal_descendants(Signal::KILL);
+            self.left = signal_descendants(Signal::KILL);
             if self.alone_within(Duration::from_millis(100)) {
+                self.left = 0;
                 return;
             }
         }
+        let _ = writeln!(io::stderr(), "{} processes cannot be ended", self.left);
     }
 
     fn alone_within(&mut self, patience: Duration) -> bool {
@@ -274,7 +278,7 @@ impl Shepherd {
 
     /// A full disk may be empty again in a moment.
     fn conclude(self, outcome: Outcome, code: Option<i32>, reason: Option<String>) -> Result<()> {
-        let state = self.state.ended(outcome, code, reason);
+        let state = self.state.ended(outcome, code, with_rest(reason, self.left));
         let mut written = self.folder.write_state(&state);
         for _ in 0..30 {
             if written.is_ok() {
@@ -284,6 +288,15 @@ impl Shepherd {
             written = self.folder.write_state(&state);
         }
         written
+    }
+}
+
+/// The reason, and that not all is over.
+fn with_rest(reason: Option<String>, left: usize) -> Option<String> {
+    let rest = (left > 0).then(|| format!("{left} processes of the job could not be ended and may still run"));
+    match (reason, rest) {
+        (Some(reason), Some(rest)) => Some(format!("{reason}; {rest}")),
+        (reason, rest) => reason.or(rest),
     }
 }
 
@@ -340,6 +353,14 @@ fn receive(from: &mut impl Read) -> Result<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn processes_that_are_left_are_told_of() {
+        assert_eq!(with_rest(None, 0), None);
+        assert_eq!(with_rest(Some("TimeLimit".into()), 0).unwrap(), "TimeLimit");
+        assert!(with_rest(None, 2).unwrap().starts_with("2 processes of the job could not be ended"));
+        assert!(with_rest(Some("TimeLimit".into()), 1).unwrap().starts_with("TimeLimit; 1 process"));
+    }
 
     #[test]
     fn a_script_arrives_whole_or_not_at_all() {
