@@ -2,6 +2,8 @@
 
 use crate::bench::{Bench, gone, kill, lives, until};
 use bwvisu_runner::domain::job::{Outcome, Phase};
+use bwvisu_runner::scheduler::{Scheduler, Submission};
+use std::collections::BTreeSet;
 use std::fs;
 use std::os::unix::process::CommandExt;
 use std::process::{Command, Stdio};
@@ -95,4 +97,50 @@ fn a_process_whose_first_thread_has_ended_does_not_survive_the_shepherd() {
     kill(bench.shepherd(&id));
     assert_eq!(bench.ended("haunted").phase, Phase::Ended(Outcome::NodeFail));
     gone(ghost);
+}
+
+#[test]
+fn a_log_that_is_no_regular_file_ends_the_job_at_once_and_says_so() {
+    let bench = Bench::new();
+    for (name, make) in
+        [("fifo", "mkfifo -m 666 fifo.out"), ("device", "ln -s /dev/null device.out"), ("pipe", "ln -s fifo.out pipe.out")]
+    {
+        assert!(Command::new("bash").args(["-c", make]).current_dir(bench.home()).status().unwrap().success(), "{make}");
+        bench.submit(name, "echo never >ran");
+        let seen = bench.ended(name);
+        let reason = seen.reason.unwrap_or_default();
+        assert_eq!((seen.phase, seen.exit_code), (Phase::Ended(Outcome::Failed), Some(126)), "{reason}");
+        assert_eq!(reason, format!("the log {name}.out is not a regular file; remove it"));
+    }
+    assert!(!bench.home().join("ran").exists());
+}
+
+#[test]
+fn a_log_is_appended_to_also_by_way_of_a_link() {
+    let bench = Bench::new();
+    let real = bench.home().join("real");
+    fs::write(&real, "before\n").unwrap();
+    std::os::unix::fs::chown(&real, Some(bench.user.uid), Some(bench.user.gid)).unwrap();
+    std::os::unix::fs::symlink("real", bench.home().join("linked.out")).unwrap();
+    bench.submit("linked", "echo one; : >>linked.out; echo two >&2");
+    assert_eq!(bench.ended("linked").phase, Phase::Ended(Outcome::Completed));
+    assert_eq!(fs::read_to_string(real).unwrap(), "before\none\ntwo\n");
+}
+
+#[test]
+fn what_bash_says_of_a_log_is_short_and_obeyed_by_no_terminal_and_in_no_file() {
+    let bench = Bench::new();
+    let folder = bench.home();
+    let evil = format!("missing/\u{1b}[2J\u{202e}root: password expired\u{7}{}", "B".repeat(3000));
+    let submission =
+        Submission { name: "loud", user: &bench.user, folder: folder.to_str().unwrap(), log: &evil, script: "echo never >ran" };
+    let id = bench.local.submit(&submission).unwrap();
+    let seen = bench.ended("loud");
+    let reason = seen.reason.unwrap_or_default();
+    assert_eq!(seen.phase, Phase::Ended(Outcome::Failed));
+    assert!(reason.contains(r"missing/\u{1b}[2J\u{202e}root: password expired\u{7}BBB"), "{reason}");
+    assert!(reason.chars().count() <= 301, "{reason}");
+    let spooled = fs::read_dir(bench.spool().join(&id)).unwrap().flatten().map(|file| file.file_name().into_string().unwrap());
+    let spooled: BTreeSet<String> = spooled.collect();
+    assert_eq!(spooled, ["alive", "job.json", "queued", "state.json"].map(str::to_owned).into());
 }

@@ -15,6 +15,7 @@ mod process;
 mod queue;
 mod shepherd;
 mod spool;
+mod trouble;
 mod view;
 
 pub use shepherd::shepherd;

@@ -8,6 +8,7 @@
 use super::process::{MARK, signal_descendants};
 use super::queue;
 use super::spool::{JobFolder, Request, Stage, State, create};
+use super::trouble::{Trouble, printable};
 use crate::domain::job::Outcome;
 use crate::error::{Error, Result};
 use jiff::Timestamp;
@@ -26,8 +27,10 @@ pub(super) const READY: &str = "ready";
 
 /// What bash does before it becomes the job. As the job's user, so that no file is opened with rights that the user does not have:
 /// the log gets all output, descriptors that somebody left open on the way here are closed, and the script is taken from the
-/// pipe. All in one line, so that the lines that bash names are the script's.
-const PRELUDE: &str = r#"mask=$(umask); umask 077; exec >>"$1" 2>&1 || exit 126; umask "$mask"; shift; unset mask; for fd in /proc/self/fd/*; do fd=${fd##*/}; ((fd < 3)) || exec {fd}>&-; done; unset fd; eval "$(cat || echo exit 127)" </dev/null"#;
+/// pipe. Opened for reading as well, a pipe with a name does not keep bash waiting; what is opened is looked at, and only that is
+/// opened again for appending, so that nobody can put something else in its place meanwhile. All in one line, so that the lines that
+/// bash names are the script's.
+const PRELUDE: &str = r#"mask=$(umask); umask 077; exec {log}<>"$1" || exit 126; [[ -f /proc/self/fd/$log ]] || { echo "the log $1 is not a regular file; remove it" >&2; exit 126; }; exec >>"/proc/self/fd/$log" 2>&1 || exit 126; umask "$mask"; shift; unset mask log; for fd in /proc/self/fd/*; do fd=${fd##*/}; ((fd < 3)) || exec {fd}>&-; done; unset fd; eval "$(cat || echo exit 127)" </dev/null"#;
 
 /// The longest time between two looks at the `cancel` file, should a signal get lost.
 const TICK: Duration = Duration::from_secs(1);
@@ -60,6 +63,7 @@ struct Shepherd {
     events: Receiver<Event>,
     send: Sender<Event>,
     status: Option<WaitStatus>,
+    trouble: Trouble,
     /// How many processes were still there when everything had been tried.
     left: usize,
 }
@@ -101,7 +105,8 @@ impl Shepherd {
         rustix::process::set_child_subreaper(Some(rustix::process::getpid()))
             .map_err(|error| fault("become the parent of orphans", error))?;
         watch_signals(send.clone()).map_err(|error| fault("watch signals", error))?;
-        let shepherd = Self { folder, request, state: State::waiting(), events, send, status: None, left: 0 };
+        let shepherd =
+            Self { folder, request, state: State::waiting(), events, send, status: None, trouble: Trouble::default(), left: 0 };
         Ok((shepherd, script))
     }
 
@@ -163,32 +168,33 @@ impl Shepherd {
         Err(Fate::Cancelled)
     }
 
-    fn start(&self, script: String) -> io::Result<()> {
-        let mut command = self.command()?;
+    fn start(&mut self, script: String) -> io::Result<()> {
+        let mut command = self.command();
         let mut child = command.spawn().map_err(|error| {
             let Request { user, folder, .. } = &self.request;
             io::Error::new(error.kind(), format!("bash could not be started as {user} in {folder}: {error}"))
         })?;
         let pid = Pid::from_child(&child);
-        let stdin = child.stdin.take();
+        let (stdin, stderr) = (child.stdin.take(), child.stderr.take());
         feed(stdin, script)?;
+        self.trouble = stderr.map_or(Ok(Trouble::default()), Trouble::listen)?;
         // From here on the reaper alone waits for children; `child` is not asked any more.
         let send = self.send.clone();
         Builder::new().spawn(move || reap(pid, &send)).map(drop)
     }
 
-    fn command(&self) -> io::Result<Command> {
+    fn command(&self) -> Command {
         let request = &self.request;
         let mut command = Command::new("bash");
         command.args(["--noprofile", "--norc", "-c", PRELUDE, "batch-script", &request.log]);
         command.env_clear().envs(&request.environment).envs(self.variables()).current_dir(&request.folder);
-        command.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(create(&self.folder.file("trouble"))?);
+        command.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::piped());
         command.process_group(0);
         if rustix::process::geteuid().is_root() {
             // The standard library drops all supplementary groups with this.
             command.gid(request.gid).uid(request.uid);
         }
-        Ok(command)
+        command
     }
 
     fn variables(&self) -> [(&'static str, String); 8] {
@@ -271,14 +277,13 @@ impl Shepherd {
 
     /// What bash said before it reached the log, or which signal ended the script.
     fn why(&self) -> Option<String> {
-        let trouble = std::fs::read_to_string(self.folder.file("trouble")).unwrap_or_default();
         let signal = || self.status?.terminating_signal().map(|signal| format!("the batch script was ended by signal {signal}"));
-        trouble.lines().last().map(str::to_owned).or_else(signal)
+        self.trouble.last_line(TICK).or_else(signal)
     }
 
     /// A full disk may be empty again in a moment.
     fn conclude(self, outcome: Outcome, code: Option<i32>, reason: Option<String>) -> Result<()> {
-        let state = self.state.ended(outcome, code, with_rest(reason, self.left));
+        let state = self.state.ended(outcome, code, with_rest(reason, self.left).as_deref().map(printable));
         let mut written = self.folder.write_state(&state);
         for _ in 0..30 {
             if written.is_ok() {

@@ -9,7 +9,6 @@
 //! <spool>/17/alive   held from before the folder is seen until the shepherd is gone, however it goes
 //! <spool>/17/queued  held by the shepherd while the job waits for a slot
 //! <spool>/17/cancel  exists once somebody asked for the end
-//! <spool>/17/trouble what bash said before it could write to the log
 //! ```
 //!
 //! Locks are the kernel's (`flock`): they end with the process that holds them, so that nothing here can be stale.
