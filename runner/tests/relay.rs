@@ -65,6 +65,14 @@ fn digest(mut stream: TcpStream) {
     let _ = stream.write_all(&hash.finalize());
 }
 
+/// Says a word now and then, and ends after ten.
+fn dawdle(mut stream: TcpStream) {
+    for _ in 0..10 {
+        thread::sleep(Duration::from_millis(100));
+        let _ = stream.write_all(b".");
+    }
+}
+
 /// Never reads and never ends.
 fn sulk(stream: TcpStream) {
     loop {
@@ -229,6 +237,41 @@ fn clients_beyond_the_limit_are_turned_away_and_places_are_given_back() {
         stream.write_all(b"x").is_ok() && stream.read(&mut [0]).is_ok_and(|count| count == 1)
     };
     until("a place is free again", served);
+}
+
+#[test]
+fn three_hundred_clients_of_one_port_leave_places_for_other_ports() {
+    assert_eq!((RelayLimits::default().sessions, RelayLimits::default().sessions_per_port), (1024, 64));
+    let (bind, port, other) = (own_address(), application(echo), application(echo));
+    let relay = Relay::new("10.0.0.1".into(), bind.to_string(), bind, RelayLimits::default());
+    relay.apply(&blocks(&[rule(1, 50100, port), rule(2, 50300, other)])).unwrap();
+    let mut crowd: Vec<TcpStream> = (0..300).map(|_| connect(bind, 50100)).collect();
+    crowd[..64].iter_mut().for_each(|stream| exchange(stream, "in"));
+    assert!(crowd[64..].iter_mut().all(closed), "a port has its share and no more");
+    exchange(&mut connect(bind, 50300), "another job is served");
+    crowd[..64].iter_mut().for_each(|stream| exchange(stream, "still in"));
+}
+
+#[test]
+fn a_session_that_is_half_closed_ends_when_the_other_half_is_silent() {
+    let (bind, silent, slow) = (own_address(), application(sulk), application(dawdle));
+    let limits = RelayLimits { half_closed_timeout: Duration::from_millis(500), ..RelayLimits::default() };
+    let relay = Relay::new("10.0.0.1".into(), bind.to_string(), bind, limits);
+    relay.apply(&blocks(&[rule(1, 50100, silent), rule(2, 50300, slow)])).unwrap();
+    let half_closed = |port| {
+        let stream = connect(bind, port);
+        stream.shutdown(Shutdown::Write).unwrap();
+        stream
+    };
+    let (mut open, mut lost, mut served) = (connect(bind, 50100), half_closed(50100), half_closed(50300));
+    let started = Instant::now();
+    assert!(closed(&mut lost));
+    assert!((500..5000).contains(&started.elapsed().as_millis()), "{:?}", started.elapsed());
+    let mut words = Vec::new();
+    served.read_to_end(&mut words).unwrap();
+    assert_eq!(words, b"..........", "what still speaks is heard to its end");
+    open.set_read_timeout(Some(Duration::from_millis(700))).unwrap();
+    assert!(!closed(&mut open), "a session that is open both ways may be silent");
 }
 
 #[test]
