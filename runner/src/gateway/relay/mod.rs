@@ -161,7 +161,10 @@ fn affordable(sessions: usize) -> usize {
         current => current.unwrap_or(wanted),
     };
     if granted < wanted {
-        log::warn!("the relay has room for {} sessions only; {wanted} descriptors (ulimit -n) would be enough for all", granted / 4);
+        log::warn!(
+            "the relay has room for {} sessions only; {wanted} descriptors (ulimit -n) would be enough for all",
+            granted / 4
+        );
     }
     sessions.min(usize::try_from(granted / 4).unwrap_or(sessions)).max(1)
 }
