@@ -169,7 +169,9 @@ impl Jobs {
             Ok(_) => {
                 // It was given up meanwhile, so nobody would ever look after this one.
                 cluster.scheduler.cancel(&job.user, scheduler_job_id)?;
-                Err(Error::unavailable("the scheduler took the job so late that it had been given up; it is cancelled; try again"))
+                Err(Error::unavailable(
+                    "the scheduler took the job so late that it had been given up; it is cancelled; try again",
+                ))
             }
             Err(error) => {
                 // The caller is told that it failed and will try again: two jobs would be one too many.

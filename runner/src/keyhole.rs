@@ -315,7 +315,9 @@ impl Keyhole {
         blocks: &BTreeSet<u16>,
         write: impl Fn(&BTreeMap<u16, BTreeSet<Rule>>) -> Result<BTreeSet<String>>,
     ) -> Result<BTreeSet<String>> {
-        let writer = Arc::clone(self.writers.lock().unwrap_or_else(PoisonError::into_inner).entry(gateway.address().to_owned()).or_default());
+        let writer = Arc::clone(
+            self.writers.lock().unwrap_or_else(PoisonError::into_inner).entry(gateway.address().to_owned()).or_default(),
+        );
         let _turn = writer.lock().unwrap_or_else(PoisonError::into_inner);
         let read = || self.store.blocks(&cluster.name, gateway.address(), blocks);
         let mut before = read()?;

@@ -182,10 +182,23 @@ fn a_removed_rule_takes_no_clients_and_leaves_open_sessions_alone() {
 }
 
 #[test]
+fn setting_up_brings_back_all_blocks_but_the_one_with_a_port_in_other_hands() {
+    let (bind, application) = (own_address(), application(echo));
+    let relay = relay_with(bind, 8);
+    let _stranger = TcpListener::bind((bind, 50100)).unwrap();
+    let wanted = blocks(&[rule(1, 50100, application), rule(2, 50300, application)]);
+    assert!(relay.set_up(&wanted).is_err());
+    exchange(&mut connect(bind, 50300), "the other block");
+    assert_eq!(relay.installed().unwrap().blocks, blocks(&[rule(2, 50300, application)]));
+}
+
+#[test]
 fn apply_may_be_repeated_and_a_port_may_get_another_target() {
     let (bind, first, second) = (own_address(), application(echo), application(digest));
     let relay = relay_with(bind, 8);
     assert_eq!(relay.installed().unwrap().blocks, BTreeMap::new());
+    assert!(!relay.installed().unwrap().ready, "whatever should be here is missing");
+    relay.set_up(&BTreeMap::new()).unwrap();
     assert!(relay.installed().unwrap().ready);
     let wanted = blocks(&[rule(1, 50100, first), rule(1, 50101, first)]);
     for _ in 0..3 {

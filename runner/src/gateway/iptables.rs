@@ -64,7 +64,8 @@ impl Iptables {
 
     /// A name that the gateway cannot resolve costs only its own rule; the others are in.
     fn unresolved(&self, output: &Output) -> BTreeSet<String> {
-        let hosts: BTreeSet<String> = output.stdout.lines().filter_map(|line| line.strip_prefix("unresolved ")).map(str::to_owned).collect();
+        let hosts: BTreeSet<String> =
+            output.stdout.lines().filter_map(|line| line.strip_prefix("unresolved ")).map(str::to_owned).collect();
         if !hosts.is_empty() {
             log::warn!("gateway {}: cannot resolve {hosts:?}", self.node.address());
         }
@@ -256,8 +257,8 @@ impl Chains {
         let hooked = self.hooks().iter().all(|(table, chain, target, _)| saved.jumps(table, chain, target) == 1);
         let range = format!("{}:{}", self.range.lo, self.range.hi);
         let one = |rules: &[Vec<String>]| matches!(rules, [rule] if rule.contains(&range));
-        let filled =
-            one(saved.rules("nat", &format!("{}-POST", self.prefix))) && one(saved.rules("filter", &format!("{}-FWD", self.prefix)));
+        let filled = one(saved.rules("nat", &format!("{}-POST", self.prefix)))
+            && one(saved.rules("filter", &format!("{}-FWD", self.prefix)));
         let reachable = self.blocks().all(|block| saved.jumps("nat", &self.prefix, &self.block(block)) == 1);
         Installed { blocks: self.read_blocks(saved), ready: hooked && filled && reachable }
     }

@@ -43,7 +43,8 @@ impl KeyholeWatch {
         let (keep, end): (Vec<Grant>, Vec<Grant>) =
             grants.into_iter().partition(|grant| grant.state != GrantState::Closing && keeps_ports(jobs.get(&grant.job)));
         let cluster = Arc::clone(&self.cluster);
-        let silent: BTreeSet<&str> = cluster.gateways.iter().zip(&installed).filter(|(_, i)| i.is_err()).map(|(g, _)| g.address()).collect();
+        let silent: BTreeSet<&str> =
+            cluster.gateways.iter().zip(&installed).filter(|(_, i)| i.is_err()).map(|(g, _)| g.address()).collect();
         for grant in &end {
             let withdrawn = if silent.contains(grant.gateway.as_str()) {
                 // Its rules go when it answers again; until then its ports stay taken.
@@ -87,7 +88,10 @@ impl KeyholeWatch {
     fn mend(&mut self, gateway: &dyn Gateway, installed: &Installed) -> Result<()> {
         let mut wrong = self.wrong(gateway, installed)?;
         if !installed.ready {
-            log::warn!("gateway {}: our chains are not all there (a new, rebooted or flushed gateway); setting them up", gateway.address());
+            log::warn!(
+                "gateway {}: our chains are not all there (a new, rebooted or flushed gateway); setting them up",
+                gateway.address()
+            );
             return self.keyhole.set_up(&self.cluster, gateway, &wrong).map(drop);
         }
         // A grant or a withdrawal that was under way during the look looks like a fault, but not twice.
@@ -98,7 +102,8 @@ impl KeyholeWatch {
         }
         log::warn!("gateway {}: rules differ from the records in blocks {wrong:?}; mending", gateway.address());
         // One by one: what stands in the way of one block is none of the others' business.
-        let mended = wrong.into_iter().map(|block| self.keyhole.install(&self.cluster, gateway, &BTreeSet::from([block])).map(drop));
+        let mended =
+            wrong.into_iter().map(|block| self.keyhole.install(&self.cluster, gateway, &BTreeSet::from([block])).map(drop));
         mended.fold(Ok(()), Result::and)
     }
 

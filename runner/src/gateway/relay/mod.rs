@@ -18,6 +18,7 @@ use session::Sessions;
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::ErrorKind;
 use std::net::{IpAddr, TcpListener};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -59,6 +60,8 @@ pub struct Relay {
     blocks: Mutex<BTreeMap<u16, BTreeSet<Rule>>>,
     acceptor: Acceptor,
     sessions: Arc<Sessions>,
+    /// Whether it was set up since the program began: before that, everything that should be here is missing.
+    begun: AtomicBool,
 }
 
 /// External ports and where they lead.
@@ -71,7 +74,7 @@ impl Relay {
         let limits = RelayLimits { sessions: affordable(limits.sessions), ..limits };
         let sessions = Arc::new(Sessions::new(limits));
         let acceptor = Acceptor::new(Arc::clone(&sessions));
-        Self { internal_address, external_ip, bind, limits, blocks: Mutex::default(), acceptor, sessions }
+        Self { internal_address, external_ip, bind, limits, blocks: Mutex::default(), acceptor, sessions, begun: AtomicBool::new(false) }
     }
 
     /// The listeners for `table`: those that are there already, and new ones.
@@ -130,14 +133,16 @@ impl Gateway for Relay {
         Ok(BTreeSet::new())
     }
 
-    /// There is nothing around the listeners.
+    /// Block by block: a port that another program has taken meanwhile stands in the way of its own block alone.
     fn set_up(&self, blocks: &BTreeMap<u16, BTreeSet<Rule>>) -> Result<BTreeSet<String>> {
-        self.apply(blocks)
+        self.begun.store(true, Ordering::Relaxed);
+        let one_by_one = blocks.iter().map(|(&block, rules)| self.apply(&BTreeMap::from([(block, rules.clone())])).map(drop));
+        one_by_one.fold(Ok(()), Result::and).map(|()| BTreeSet::new())
     }
 
     fn installed(&self) -> Result<Installed> {
         let blocks = self.blocks.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        Ok(Installed { blocks, ready: true })
+        Ok(Installed { blocks, ready: self.begun.load(Ordering::Relaxed) })
     }
 }
 
