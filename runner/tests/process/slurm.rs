@@ -3,6 +3,7 @@
 use crate::cluster::Cluster;
 use crate::world::{Answer, Served, until};
 use serde_json::{Value, json};
+use std::time::{Duration, Instant};
 
 /// Without watchers, so that every call is the API's own.
 fn api_alone(cluster: &Cluster) -> Served {
@@ -47,7 +48,7 @@ fn a_job_is_submitted_as_its_owner_with_the_script_on_standard_input_alone() {
     assert_eq!(words(&calls[0]), ["connect", "runner@cmd0"]);
 
     let script = cluster.script("41");
-    assert!(script.starts_with("#!/bin/bash\n") && script.ends_with(": ${HOME}'s \"quotes\" `date` $(id) \\\n"), "altered");
+    assert!(script.starts_with("#!/bin/bash\n") && script.contains(": ${HOME}'s \"quotes\" `date` $(id) \\\n"), "altered");
     let (_, token) = script.split_once("KEYHOLE_TOKEN=").unwrap();
     let token = &token[..64];
     assert!(token.bytes().all(|b| b.is_ascii_hexdigit()), "{token}");
@@ -252,4 +253,26 @@ fn cancelling_a_job_that_slurm_has_forgotten_is_no_error() {
     let id = id(&served.post(&job("alice")));
     cluster.forget("41");
     assert_eq!(served.delete(&format!("/jobs/{id}")).status, 200);
+}
+
+#[test]
+fn a_cluster_that_hangs_leaves_room_for_those_who_look_at_jobs() {
+    let cluster = Cluster::new();
+    let served = cluster.bench.serve();
+    assert_eq!(served.post(&job("alice")).status, 200);
+    cluster.play("hang.sbatch", "");
+    std::thread::scope(|scope| {
+        let posts: Vec<_> = (0..40).map(|_| scope.spawn(|| served.post(&job("alice")).status)).collect();
+        until("sbatch hangs", || (cluster.called("sbatch").len() > 8).then_some(()), || served.log());
+        // Those who find no room are told so after two seconds.
+        until("16 are told", || (posts.iter().filter(|post| post.is_finished()).count() == 16).then_some(()), || served.log());
+        let begin = Instant::now();
+        let looks: Vec<_> = (0..10).map(|_| (served.get("/jobs").status, served.get("/jobs/1").status)).collect();
+        let time = begin.elapsed();
+        cluster.stop_playing("hang.sbatch");
+        assert_eq!((looks, time < Duration::from_secs(5)), (vec![(200, 200); 10], true), "{time:?}");
+        let answers: Vec<u16> = posts.into_iter().map(|post| post.join().unwrap()).collect();
+        let count = |status| answers.iter().filter(|answer| **answer == status).count();
+        assert_eq!((count(200), count(503)), (24, 16), "{answers:?}");
+    });
 }
