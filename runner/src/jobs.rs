@@ -14,8 +14,10 @@ use crate::store::Store;
 use crate::templates::TemplateFolder;
 use jiff::Timestamp;
 use keyhole_protocol::Token;
-use serde::Deserialize;
+use serde::de::{Error as _, MapAccess, Visitor};
+use serde::{Deserialize, Deserializer};
 use std::collections::BTreeMap;
+use std::fmt;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::thread;
@@ -38,8 +40,34 @@ pub struct NewJob {
     /// The template's file name.
     pub template_name: String,
     /// The template's variables.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "unique")]
     pub variables: BTreeMap<String, String>,
+}
+
+/// A map that names nothing twice: of two values, the one that was looked at and the one that is used could differ.
+fn unique<'de, D: Deserializer<'de>>(deserializer: D) -> Result<BTreeMap<String, String>, D::Error> {
+    struct Unique;
+
+    impl<'de> Visitor<'de> for Unique {
+        type Value = BTreeMap<String, String>;
+
+        fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            f.write_str("a map")
+        }
+
+        fn visit_map<A: MapAccess<'de>>(self, mut members: A) -> Result<Self::Value, A::Error> {
+            let mut map = BTreeMap::new();
+            while let Some((name, value)) = members.next_entry::<String, String>()? {
+                if map.contains_key(&name) {
+                    return Err(A::Error::custom(format_args!("the variable {name:?} is there twice")));
+                }
+                map.insert(name, value);
+            }
+            Ok(map)
+        }
+    }
+
+    deserializer.deserialize_map(Unique)
 }
 
 /// The verbs.
