@@ -1,12 +1,13 @@
-//! The log: one line per event on standard error. `RUST_LOG` chooses what is shown; `info` without it.
+//! The log: one line per event on standard error, with nothing in it that cannot be seen. `RUST_LOG` chooses what is shown; `info` without it.
 
+use crate::domain::text::printable;
 use std::io::Write;
 
 /// Starts logging. `level` is what is shown where `RUST_LOG` says nothing. Under systemd the journal adds the time itself.
 pub fn start(level: &str) {
     let journal = std::env::var_os("JOURNAL_STREAM").is_some();
     let format = move |line: &mut env_logger::fmt::Formatter, record: &log::Record| {
-        let message = record.args().to_string().replace(['\n', '\r'], " ");
+        let message = printable(&record.args().to_string());
         if journal {
             writeln!(line, "{:<5} {message}", record.level())
         } else {

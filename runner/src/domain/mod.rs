@@ -7,4 +7,5 @@ pub mod mustache;
 pub mod ports;
 pub mod shell;
 pub mod template;
+pub mod text;
 pub mod user;
