@@ -150,14 +150,13 @@ impl Runner {
         let clients = load_clients(&config.clients)?;
         let servers = self.keyhole_servers(config);
         let jobs = Jobs::new(Arc::clone(&self.store), clusters, templates, clients, servers, config.keyhole.max_ports);
-        let api = Api::new(jobs, password);
-        let handler: Handler = Arc::new(move |request| api.handle(&request));
+        let api = Api::new(jobs, password).into_service();
         let tls = match &config.api.transport {
             Transport::Tls { certificate, key } => Some(tls::load(certificate, key)?),
             Transport::SelfSigned => Some(self_signed::load_or_make(&config.state_dir.join("tls"), config.api.listen.ip())?),
             Transport::Plain => None,
         };
-        let server = guard::start("api", config.api.listen, tls, api_limits(), &config.state_dir.join("http"), handler)?;
+        let server = guard::start("api", config.api.listen, tls, api_limits(), &config.state_dir.join("http"), api)?;
         log::info!("api: listening on {} ({:?})", server.address(), config.api.transport);
         Ok(server)
     }

@@ -30,6 +30,8 @@ use self::patience::Patience;
 
 /// How long the same request gets the same answer, if the job does not confirm before. Longer than the client tries.
 const RETRY_WINDOW: Duration = Duration::from_secs(300);
+/// So many refusals for one reason from one address are written down in ten seconds: all of an honest mistake, little of a flood.
+const LINES: u32 = 8;
 /// A gateway that failed is chosen last for this long.
 const REST: Duration = Duration::from_secs(30);
 
@@ -76,7 +78,7 @@ impl Keyhole {
             resting: Mutex::default(),
             writers: Mutex::default(),
             refusals: Mutex::default(),
-            lines: Seldom::default(),
+            lines: Seldom::bursts_of(LINES),
             patience: Patience::default(),
         }
     }

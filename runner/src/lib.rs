@@ -26,6 +26,7 @@ pub mod http;
 pub mod jobs;
 pub mod keyhole;
 pub mod scheduler;
+mod seldom;
 pub mod ssh;
 pub mod store;
 pub mod templates;

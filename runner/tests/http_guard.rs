@@ -9,6 +9,8 @@ mod attacks;
 mod exhaustion;
 #[path = "http_guard/figures.rs"]
 mod figures;
+#[path = "http_guard/guesses.rs"]
+mod guesses;
 #[path = "http_guard/ordinary.rs"]
 mod ordinary;
 #[path = "http_guard/world.rs"]

@@ -17,10 +17,10 @@ use std::time::{Duration, Instant};
 
 use super::guard::Handler;
 use super::guard::head::{PEER, TICKET};
-use super::guard::seldom::Seldom;
 use super::guard::tickets::Tickets;
 use super::message::{Request, Response};
 use crate::error::{Error, Result};
+use crate::seldom::Seldom;
 
 /// The kernel's limit for the path of a Unix socket, with the byte that ends it.
 const LONGEST_PATH: usize = 108;
@@ -80,8 +80,8 @@ impl Backend {
 
     /// Logs what the guard has met with here.
     pub(crate) fn complain(&self, what: &str) {
-        if self.trouble.is_due() {
-            log::error!("{}: the server behind the guard {what}", self.name);
+        if let Some(left_out) = self.trouble.due(()) {
+            log::error!("{}: the server behind the guard {what}{left_out}", self.name);
         }
     }
 

@@ -2,15 +2,27 @@
 
 use super::message::{Request, Response};
 use super::problem;
-use crate::error::{Error, Result};
+use crate::error::{Error, ErrorKind, Result};
 use crate::keyhole::Keyhole;
+use crate::seldom::Seldom;
 use keyhole_protocol::{CONFIRM_PATH, PORTS_PATH, SIGNATURE_HEADER};
+use std::net::IpAddr;
+use std::sync::LazyLock;
+
+/// Everybody inside the cluster can cause these lines.
+static LINES: LazyLock<Seldom<(u16, IpAddr)>> = LazyLock::new(Seldom::default);
 
 /// Answers one request.
 pub fn handle(keyhole: &Keyhole, request: &Request) -> Response {
     route(keyhole, request).unwrap_or_else(|error| {
-        log::warn!("keyhole: {} from {}: {error}", request.method, request.peer);
-        problem(&error)
+        let response = problem(&error);
+        // What is refused has its line already.
+        if error.kind != ErrorKind::Refused
+            && let Some(left_out) = LINES.due((response.status, request.peer))
+        {
+            log::warn!("keyhole: {} from {}: {error}{left_out}", request.method, request.peer);
+        }
+        response
     })
 }
 

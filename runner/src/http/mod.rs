@@ -4,6 +4,7 @@
 //! valid requests through, within limits; [`backend`] is the only place that names the HTTP server behind it.
 
 pub mod backend;
+pub mod credentials;
 pub mod guard;
 pub mod jobs;
 pub mod keyhole;

@@ -8,7 +8,7 @@ use std::sync::{Arc, OnceLock};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use bwvisu_runner::http::guard::{self, Handler, Limits, Server};
+use bwvisu_runner::http::guard::{self, Handler, Limits, Server, Service};
 use bwvisu_runner::http::message::{Request, Response};
 use bwvisu_runner::http::tls;
 use rustls::pki_types::{CertificateDer, ServerName, pem::PemObject};
@@ -109,8 +109,13 @@ impl World {
     }
 
     fn new(limits: Limits, tls: bool) -> Self {
+        Self::of(limits, tls, handler())
+    }
+
+    /// A listener for this service.
+    pub fn of(limits: Limits, tls: bool, service: impl Into<Service>) -> Self {
         let folder = tempfile::tempdir().unwrap();
-        let server = serve(limits, folder.path(), tls);
+        let server = start(limits, folder.path(), tls, service);
         let tls = tls.then(|| Identity::shared().client());
         Self { address: server.address(), server, tls, _folder: folder }
     }
@@ -151,8 +156,12 @@ impl World {
 
 /// Starts the listener alone, as a child process does too.
 pub fn serve(limits: Limits, folder: &Path, tls: bool) -> Server {
+    start(limits, folder, tls, handler())
+}
+
+fn start(limits: Limits, folder: &Path, tls: bool, service: impl Into<Service>) -> Server {
     let tls = tls.then(|| Identity::shared().server());
-    guard::start("test", (FRIEND, 0).into(), tls, limits, &folder.join("sockets"), handler()).unwrap()
+    guard::start("test", (FRIEND, 0).into(), tls, limits, &folder.join("sockets"), service).unwrap()
 }
 
 /// A connection from an address of choice, nothing sent yet.

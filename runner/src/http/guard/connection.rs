@@ -3,12 +3,12 @@
 use std::io::{self, Read, Write};
 use std::time::Duration;
 
-use super::Guard;
 use super::answer::{Answer, Refusal};
 use super::deadline::Stream;
 use super::exchange::{self, Question};
 use super::head::{self, Head};
 use super::seats::Seat;
+use super::{Denial, Guard};
 
 /// How long, and how many bytes, we still listen to a client that we have answered for the last time.
 const FAREWELL: (Duration, usize) = (Duration::from_secs(1), 4 * 1024 * 1024);
@@ -75,6 +75,9 @@ impl Visit<'_> {
     fn request(&mut self) -> Result<(), End> {
         self.await_first_byte()?;
         let head = self.read_head()?;
+        if let Some(screen) = &self.guard.screen {
+            screen(&head.headers, self.seat.peer()).or_else(|denial| self.deny(&head, denial))?;
+        }
         let body = self.read_body(&head)?;
         if !self.seat.answering() {
             return Err(End::Gone);
@@ -124,6 +127,20 @@ impl Visit<'_> {
             scanned = self.buffer.len();
             self.read_in_time()?;
         }
+    }
+
+    /// The wait holds no worker, only the seat, and that may be lost; it ends at once when the client goes.
+    fn deny(&mut self, head: &Head, denial: Denial) -> Result<(), End> {
+        self.stream.allow(denial.after);
+        loop {
+            match self.read_some() {
+                Ok(()) => self.buffer.clear(),
+                Err(error) if error.kind() == io::ErrorKind::TimedOut => break,
+                Err(error) => return Err(error.into()),
+            }
+        }
+        self.write(&Answer::from(denial.response).rendered(false, head.wants_head_only()))?;
+        Err(End::Closed)
     }
 
     fn read_body(&mut self, head: &Head) -> Result<Vec<u8>, End> {

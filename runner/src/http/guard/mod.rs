@@ -10,8 +10,7 @@ mod deadline;
 mod exchange;
 pub(crate) mod head;
 mod limits;
-mod seats;
-pub(crate) mod seldom;
+pub(crate) mod seats;
 pub(crate) mod tickets;
 
 use std::io::{self, Read, Write};
@@ -27,13 +26,44 @@ use rustls::ServerConfig;
 
 pub use self::limits::Limits;
 use self::seats::{Seat, Seats};
-use self::seldom::Seldom;
 use super::backend::Backend;
 use super::message::{Request, Response};
 use crate::error::{Error, Result};
+use crate::seldom::Seldom;
 
 /// What answers requests. It may block, and it may panic: the client gets a 500 then, and nobody else notices.
 pub type Handler = Arc<dyn Fn(Request) -> Response + Send + Sync>;
+
+/// A header as it was sent, its name in lower case.
+pub type Header = (String, String);
+
+/// Judges a request by its head and where it comes from. What it denies gets no further: no body is read for it, and no
+/// worker knows of it.
+pub type Screen = Arc<dyn Fn(&[Header], IpAddr) -> Result<(), Denial> + Send + Sync>;
+
+/// The last answer on a connection.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Denial {
+    /// What is said.
+    pub response: Response,
+    /// How long the client waits for it.
+    pub after: Duration,
+}
+
+/// What a listener is for.
+#[derive(Clone)]
+pub struct Service {
+    /// Answers requests.
+    pub handler: Handler,
+    /// Who may ask; everybody without it.
+    pub screen: Option<Screen>,
+}
+
+impl From<Handler> for Service {
+    fn from(handler: Handler) -> Self {
+        Self { handler, screen: None }
+    }
+}
 
 /// Enough for a TLS handshake and one request; five hundred of them are no burden.
 const STACK: usize = 256 * 1024;
@@ -42,7 +72,7 @@ const REST: Duration = Duration::from_millis(20);
 /// When file descriptors run out, connections that were idle for this long are closed.
 const SPARED: Duration = Duration::from_secs(1);
 
-/// Listens on `addr`, with TLS if there is a configuration for it, and answers with `handler`.
+/// Listens on `addr`, with TLS if there is a configuration for it, and answers with `service`.
 ///
 /// `name` is for the log and for the socket's file in `socket_folder`, which is made private to this user.
 pub fn start(
@@ -51,8 +81,9 @@ pub fn start(
     tls: Option<Arc<ServerConfig>>,
     limits: Limits,
     socket_folder: &Path,
-    handler: Handler,
+    service: impl Into<Service>,
 ) -> Result<Server> {
+    let Service { handler, screen } = service.into();
     let cannot = |error: io::Error| Error::unavailable(format!("{name}: cannot listen on {addr}: {error}"));
     warn_about_descriptors(name, &limits);
     let listener = TcpListener::bind(addr).map_err(cannot)?;
@@ -61,7 +92,7 @@ pub fn start(
     let stopper = TcpStream::from(OwnedFd::from(listener.try_clone().map_err(cannot)?));
     let backend = Backend::start(name, socket_folder, limits.workers, limits.body_bytes, handler)?;
     let seats = Seats::new(limits.connections, limits.per_address);
-    let guard = Arc::new(Guard::new(name, tls, limits, backend, seats));
+    let guard = Arc::new(Guard::new(name, tls, limits, screen, backend, seats));
     let shared = Arc::clone(&guard);
     let thread = named(&format!("{name}-accept")).spawn(move || shared.accept(&listener));
     let thread = thread.inspect_err(|_| guard.backend.stop(Instant::now())).map_err(cannot)?;
@@ -135,6 +166,7 @@ struct Guard {
     name: String,
     tls: Option<Arc<ServerConfig>>,
     limits: Limits,
+    screen: Option<Screen>,
     backend: Arc<Backend>,
     seats: Arc<Seats>,
     stopping: AtomicBool,
@@ -145,11 +177,19 @@ struct Guard {
 }
 
 impl Guard {
-    fn new(name: &str, tls: Option<Arc<ServerConfig>>, limits: Limits, backend: Arc<Backend>, seats: Arc<Seats>) -> Self {
+    fn new(
+        name: &str,
+        tls: Option<Arc<ServerConfig>>,
+        limits: Limits,
+        screen: Option<Screen>,
+        backend: Arc<Backend>,
+        seats: Arc<Seats>,
+    ) -> Self {
         Self {
             name: name.to_owned(),
             tls,
             limits,
+            screen,
             backend,
             seats,
             stopping: AtomicBool::new(false),
@@ -201,9 +241,9 @@ impl Guard {
     }
 
     fn note_full(&self, left: IpAddr) {
-        if self.full.is_due() {
+        if let Some(left_out) = self.full.due(()) {
             log::warn!(
-                "{}: all {} seats are taken; newcomers get those of unfinished requests, such as one from {left}",
+                "{}: all {} seats are taken; newcomers get those of unfinished requests, such as one from {left}{left_out}",
                 self.name,
                 self.limits.connections
             );
@@ -212,7 +252,7 @@ impl Guard {
 
     fn turn_away(&self, socket: TcpStream, from: SocketAddr) {
         let count = self.refused.fetch_add(1, Ordering::Relaxed) + 1;
-        if self.turned_away.is_due() {
+        if self.turned_away.due(()).is_some() {
             log::warn!("{}: no room for a connection from {from}; {count} turned away so far", self.name);
         }
         if self.tls.is_none() {
@@ -224,8 +264,8 @@ impl Guard {
         if self.is_stopping() || error.kind() == io::ErrorKind::ConnectionAborted {
             return;
         }
-        if self.trouble.is_due() {
-            log::error!("{}: a connection could not be accepted: {error}; trying on", self.name);
+        if let Some(left_out) = self.trouble.due(()) {
+            log::error!("{}: a connection could not be accepted: {error}; trying on{left_out}", self.name);
         }
         self.seats.close_idle(SPARED);
         thread::sleep(REST);
