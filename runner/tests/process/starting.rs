@@ -14,7 +14,8 @@ fn fails(bench: &Bench, words: &[&str]) -> String {
     assert_eq!((ended.code, ended.stdout.as_str()), (Some(1), ""), "{ended:?}");
     assert!(begin.elapsed() < Duration::from_secs(10));
     assert!(!ended.stderr.contains("panicked"), "{}", ended.stderr);
-    ended.stderr.lines().last().unwrap_or_default().to_owned()
+    // A watcher that had begun may still write to the log.
+    ended.stderr.lines().find(|line| line.starts_with("bwvisu-runner: ")).unwrap_or_default().to_owned()
 }
 
 #[test]
