@@ -10,7 +10,7 @@ use std::net::IpAddr;
 use std::sync::LazyLock;
 
 /// Everybody inside the cluster can cause these lines.
-static LINES: LazyLock<Seldom<(u16, IpAddr)>> = LazyLock::new(Seldom::default);
+static LINES: LazyLock<Seldom<(u16, IpAddr)>> = LazyLock::new(|| Seldom::bursts_of(8));
 
 /// Answers one request.
 pub fn handle(keyhole: &Keyhole, request: &Request) -> Response {

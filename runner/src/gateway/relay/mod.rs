@@ -74,7 +74,16 @@ impl Relay {
         let limits = RelayLimits { sessions: affordable(limits.sessions), ..limits };
         let sessions = Arc::new(Sessions::new(limits));
         let acceptor = Acceptor::new(Arc::clone(&sessions));
-        Self { internal_address, external_ip, bind, limits, blocks: Mutex::default(), acceptor, sessions, begun: AtomicBool::new(false) }
+        Self {
+            internal_address,
+            external_ip,
+            bind,
+            limits,
+            blocks: Mutex::default(),
+            acceptor,
+            sessions,
+            begun: AtomicBool::new(false),
+        }
     }
 
     /// The listeners for `table`: those that are there already, and new ones.
