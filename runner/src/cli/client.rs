@@ -24,7 +24,7 @@ use ureq::tls::{Certificate, RootCerts, TlsConfig};
 /// Where the API is.
 #[derive(Args)]
 pub struct ApiArgs {
-    /// The API's address, such as https://runner.example:4242; without it BWVISU_API_URL, or what the configuration on this machine says
+    /// The API's address, such as `https://runner.example:4242`; without it BWVISU_API_URL, or what the configuration on this machine says
     #[arg(long)]
     url: Option<String>,
     /// The certificate that the API shows, or its authority's (PEM)

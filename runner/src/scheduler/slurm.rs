@@ -175,8 +175,12 @@ fn sbatch_line(submission: &Submission) -> String {
     let folder = format!("--chdir={}", submission.folder);
     let log = format!("--output={}", submission.log);
     let sbatch = shell::join(["sudo", "-n", "-u", &submission.user.name, "sbatch", "--parsable", &name, &folder, &log]);
-    // sbatch takes whatever it gets before the end of its input: half a script when the connection breaks. So the script is
-    // read to its last line first, into a variable of the shell, where no other process sees it.
+    shell::join(["exec", "sh", "-c", &only_whole(&sbatch)])
+}
+
+/// sbatch takes whatever it gets before the end of its input: half a script when the connection breaks. So the script is read to its
+/// last line first, into a variable of a shell whose `printf` is built in, so that no other process sees it.
+fn only_whole(sbatch: &str) -> String {
     format!(
         "script=$(cat); case $script in *'{SCRIPT_END}') printf '%s\\n' \"$script\" | {sbatch};; \
          *) echo 'the batch script {CUT_OFF}' >&2; exit 1;; esac"

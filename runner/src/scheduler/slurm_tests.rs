@@ -117,16 +117,14 @@ fn sbatch_gets_everything_by_argument_but_the_script() {
         Submission { name: "bwvisu-7-x", user: &user, folder: "/srv/ho me/alice", log: "bwvisu-job-7.out", script: "secret" };
     let line = sbatch_line(&submission);
     let sbatch = "sudo -n -u alice sbatch --parsable --job-name=bwvisu-7-x '--chdir=/srv/ho me/alice' --output=bwvisu-job-7.out";
-    assert!(line.contains(sbatch) && !line.contains("secret"), "{line}");
+    assert!(only_whole(sbatch).contains(sbatch));
+    assert_eq!(line, shell::join(["exec", "sh", "-c", &only_whole(sbatch)]));
+    assert!(!line.contains("secret"), "{line}");
 }
 
 #[test]
 fn half_a_script_never_reaches_sbatch() {
-    let user = User { name: "alice".into(), uid: 2001, gid: 2001, groups: Vec::new() };
-    let submission = Submission { name: "n", user: &user, folder: "/", log: "l", script: "" };
-    // The words up to sbatch, run by a shell that has `cat` in sbatch's place.
-    let line = sbatch_line(&submission);
-    let line = line.replace(&line[line.find("sudo").unwrap()..line.find(";;").unwrap()], "cat");
+    let line = only_whole("cat");
     let run = |script: &str| {
         let deadline = Instant::now() + Duration::from_secs(10);
         crate::command::run(std::process::Command::new("sh").arg("-c").arg(&line), script.as_bytes(), deadline).unwrap()
