@@ -206,3 +206,117 @@ fn without_etcd_calls_get_503_and_all_is_back_by_itself() {
     runner.api.cancel(&id);
     runner.wait_for(&id, "finished", 60);
 }
+
+/// Several submissions at once, each its status.
+fn submit_at_once(runner: &Runner, template: &str, variables: &[Value]) -> Vec<u16> {
+    let one = |variables: &Value| {
+        let body = json!({"uid": "alice", "template-name": template, "variables": variables});
+        runner.api.call("POST", "/jobs", &body).status
+    };
+    thread::scope(|scope| {
+        let threads: Vec<_> = variables.iter().map(|variables| scope.spawn(|| one(variables))).collect();
+        threads.into_iter().map(|thread| thread.join().unwrap()).collect()
+    })
+}
+
+#[test]
+fn a_burst_of_submissions_after_a_quiet_time_is_taken_whole() {
+    let bed = Bed::take();
+    let runner = Runner::start(&bed, &[PORTLESS]);
+    assert_eq!(submit(&runner).status, 200);
+    for _ in 0..2 {
+        // Longer than a connection is believed to live without a word.
+        thread::sleep(Duration::from_secs(3));
+        let burst = vec![json!({"seconds": "1"}); 24];
+        assert_eq!(submit_at_once(&runner, PORTLESS.0, &burst), [200; 24]);
+    }
+}
+
+#[test]
+fn a_submission_that_sbatch_refuses_with_255_disturbs_no_other() {
+    let bed = Bed::take();
+    let timed = ("timed.txt", "#!/bin/bash\n#SBATCH --time={{minutes}}\nsleep 1\n");
+    let runner = Runner::start(&bed, &[timed]);
+    let variables: Vec<Value> = (0..16).map(|i| json!({"minutes": if i % 4 == 0 { "abc" } else { "1" }})).collect();
+    let expected: Vec<u16> = (0..16).map(|i| if i % 4 == 0 { 502 } else { 200 }).collect();
+    assert_eq!(submit_at_once(&runner, timed.0, &variables), expected);
+    assert!(!runner.log().contains("the connection to"), "no connection broke");
+}
+
+#[test]
+fn a_connection_that_breaks_is_made_again_once_and_all_go_on() {
+    let bed = Bed::take();
+    let runner = Runner::start(&bed, &[PORTLESS]);
+    assert_eq!(submit(&runner).status, 200);
+    for host in ["cmd0", "cmd1"] {
+        // The servers' ends of all connections; the listening sshd stays.
+        bed.exec(host, &["pkill", "-KILL", "-f", "sshd: bwvisurunner"]);
+    }
+    let burst = vec![json!({"seconds": "1"}); 16];
+    submit_at_once(&runner, PORTLESS.0, &burst);
+    assert_eq!(submit_at_once(&runner, PORTLESS.0, &burst), [200; 16], "after the break all is well again");
+}
+
+#[test]
+fn a_job_behind_a_silent_gateway_is_not_called_available_until_it_answers_again() {
+    let bed = Bed::take();
+    let runner = Runner::start(&bed, &[SERVICE]);
+    let id = runner.api.submit("alice", SERVICE.0, &json!({}));
+    let job = runner.wait_for(&id, "available", 60);
+    let external = job["services"][0]["external-ip"].as_str().unwrap().to_owned();
+    let gateway = GATEWAYS.into_iter().find(|gateway| bed.external(gateway).to_string() == external).unwrap();
+    let down = bed.fault("unplug", gateway, None);
+    let told = runner.wait_for(&id, "running", 90);
+    assert!(told["message"].as_str().unwrap().contains("does not answer"), "{told}");
+    assert_eq!(told["services"], json!([]));
+    down.mend();
+    runner.wait_for(&id, "available", 60);
+}
+
+#[test]
+fn a_name_that_the_gateways_cannot_resolve_costs_no_other_job_anything() {
+    let bed = Bed::take();
+    let on = |name: &'static str, node: &str| {
+        let text = SERVICE.1.replace("--nodes=1", &format!("--nodes=1 --nodelist={node}"));
+        (name, text)
+    };
+    let (first, second) = (on("on_c1.txt", "c1"), on("on_c2.txt", "c2"));
+    let templates = [(first.0, first.1.as_str()), (second.0, second.1.as_str())];
+    // One block of ports, so that both jobs have theirs in the same chain.
+    let runner = Runner::with(&bed, &Setup { templates: &templates, ports: (50000, 50099), ..Setup::default() });
+    let old = runner.api.submit("alice", first.0, &json!({}));
+    let before = runner.wait_for(&old, "available", 60);
+    let _forgotten = Forgotten::name(&bed, "c1-ib0");
+    let new: Vec<String> = (0..2).map(|_| runner.api.submit("alice", second.0, &json!({}))).collect();
+    for id in &new {
+        runner.wait_for(id, "available", 60);
+    }
+    fetch(&bed, &before, "/bytes").expect("the rule that was there keeps its address");
+}
+
+/// A name that no host of the bed knows for as long as this lives.
+struct Forgotten<'b> {
+    bed: &'b Bed,
+    hosts: String,
+}
+
+impl<'b> Forgotten<'b> {
+    fn name(bed: &'b Bed, name: &str) -> Self {
+        let hosts = bed.sh("gw0", "cat /etc/hosts");
+        let others: Vec<&str> = hosts.lines().filter(|line| !line.split_whitespace().any(|word| word == name)).collect();
+        assert!(others.len() < hosts.lines().count(), "{name} stands in {hosts}");
+        let forgotten = Self { bed, hosts: hosts.clone() };
+        forgotten.write(&others.join("\n"));
+        forgotten
+    }
+
+    fn write(&self, hosts: &str) {
+        self.bed.sh("gw0", &format!("cat >/etc/hosts <<'END'\n{hosts}\nEND"));
+    }
+}
+
+impl Drop for Forgotten<'_> {
+    fn drop(&mut self) {
+        self.write(&self.hosts);
+    }
+}
