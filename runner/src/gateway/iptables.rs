@@ -77,7 +77,9 @@ impl Iptables {
         if !output.status.success() {
             return Err(self.failed("iptables-save", &output));
         }
-        Saved::parse(&output.stdout).ok_or_else(|| self.failed("reading iptables-save", &output))
+        // A login shell may have had something to say before.
+        let listing = output.stdout.split_once("bwvisu-begin\n").map(|(_, listing)| listing);
+        listing.and_then(Saved::parse).ok_or_else(|| self.failed("reading iptables-save", &output))
     }
 }
 
@@ -131,8 +133,7 @@ impl Gateway for Iptables {
 const END: &str = "bwvisu-end";
 /// The exit code of a script that found our chains missing.
 const NOT_READY: i32 = 77;
-const SAVE_SCRIPT: &str =
-    "set -e\nexport LC_ALL=C\nsudo -n iptables-save -t nat </dev/null\nsudo -n iptables-save -t filter </dev/null\n";
+const SAVE_SCRIPT: &str = "set -e\nexport LC_ALL=C\necho bwvisu-begin\nsudo -n iptables-save -t nat </dev/null\nsudo -n iptables-save -t filter </dev/null\n";
 
 /// Everything that a script of ours needs to write rules: `rule CHAIN EXTERNAL COMMENT HOST [:INTERNAL]`.
 ///

@@ -31,6 +31,8 @@ const NAMES_PER_CALL: usize = 4000;
 const SCRIPT_END: &str = "# bwVisu: end of the script";
 /// What the other side says about an incomplete one.
 const CUT_OFF: &str = "was cut off on its way";
+/// The first line of an answer.
+const BEGIN: &str = "bwvisu-begin";
 /// The last line of a complete answer.
 const END: &str = "bwvisu-end";
 
@@ -190,7 +192,8 @@ fn only_whole(sbatch: &str) -> String {
 fn judge_sbatch(output: &Output) -> Result<String> {
     if output.status.success() {
         // `--parsable` prints the id, and `;cluster` behind it in a federation.
-        let id = output.stdout.trim().split(';').next().unwrap_or_default();
+        let last = output.stdout.trim().lines().last().unwrap_or_default();
+        let id = last.split(';').next().unwrap_or_default();
         let good = !id.is_empty() && id.bytes().all(|b| b.is_ascii_digit());
         return if good { Ok(id.to_owned()) } else { Err(Error::unknown("sbatch succeeded without naming the job")) };
     }
@@ -205,9 +208,12 @@ fn refusal(program: &str, output: &Output) -> Error {
         [CUT_OFF, "sudo:", "not found", "No such file", "Unable to contact slurm controller", "Unable to process configuration"];
     // The request was sent; whether it was carried out is open.
     let lost = ["Socket timed out", "Zero Bytes were transmitted", "Unexpected message received", "Connection reset"];
+    // sudo may mutter about names and carry on.
+    let by_slurm = words.contains(&format!("{program}: error"));
+    let is_unfit = |mark: &&str| words.contains(mark) && !(by_slurm && *mark == "sudo:");
     if lost.iter().any(|mark| words.contains(mark)) {
         Error::unknown(format!("{program}: {words}"))
-    } else if node_is_unfit.iter().any(|mark| words.contains(mark)) {
+    } else if node_is_unfit.iter().any(is_unfit) {
         Error::unavailable(format!("{program}: {words}"))
     } else if words.is_empty() {
         Error::unknown(format!("{program} ended with {} and said nothing", output.status))
@@ -237,8 +243,14 @@ fn judge_user(output: &Output) -> Result<Option<User>> {
         _ => return Err(Error::unavailable(format!("getent: {}", output.complaint()))),
     }
     let mut user =
-        lines.first().and_then(|line| parse_passwd(line)).ok_or_else(|| Error::unavailable("getent printed no account"))?;
-    user.groups = lines.iter().skip(1).flat_map(|line| line.split_whitespace()).map(str::to_owned).collect();
+        lines.iter().find_map(|line| parse_passwd(line)).ok_or_else(|| Error::unavailable("getent printed no account"))?;
+    user.groups = lines
+        .iter()
+        .skip_while(|line| parse_passwd(line).is_none())
+        .skip(1)
+        .flat_map(|line| line.split_whitespace())
+        .map(str::to_owned)
+        .collect();
     Ok(Some(user))
 }
 
@@ -247,7 +259,7 @@ fn squeue_script(names: &[String]) -> String {
     let format: Vec<String> = FIELDS.iter().map(|field| format!("{field}:0|")).collect();
     let format = shell::quote(&format.join(","));
     // The times in the details are UTC like all others.
-    let mut script = "set -e\nexport LC_ALL=C TZ=UTC\n".to_owned();
+    let mut script = format!("set -e\nexport LC_ALL=C TZ=UTC\necho {BEGIN}\n");
     for chunk in names.chunks(NAMES_PER_CALL) {
         let names = shell::quote(&chunk.join(","));
         let _ = writeln!(script, "sudo -n squeue --noheader --states=all --name={names} --Format={format} </dev/null");
@@ -257,11 +269,13 @@ fn squeue_script(names: &[String]) -> String {
 
 fn judge_squeue(output: &Output) -> Result<Vec<Seen>> {
     // A squeue that failed is the node's fault until every node has failed.
-    let complete = output.status.success() && output.stdout.lines().last() == Some(END);
+    let begun = output.stdout.lines().any(|line| line == BEGIN);
+    let complete = begun && output.status.success() && output.stdout.lines().last() == Some(END);
     if !complete {
         return Err(Error::unavailable(format!("squeue: no complete answer: {}", output.complaint())));
     }
-    let lines = output.stdout.lines().filter(|line| *line != END);
+    // A login shell may have had something to say before.
+    let lines = output.stdout.lines().skip_while(|line| *line != BEGIN).skip(1).filter(|line| *line != END);
     lines.map(parse_line).collect::<Option<_>>().ok_or_else(|| Error::unavailable("squeue: a line of its answer cannot be read"))
 }
 

@@ -24,12 +24,14 @@ fn a_line_of_squeue_is_read() {
 #[test]
 fn an_answer_counts_only_when_it_is_complete_and_every_line_can_be_read() {
     let cases = [
-        (output(0, &format!("{LINE}\n{END}\n"), ""), Some(1)),
-        (output(0, &format!("{END}\n"), ""), Some(0)),
-        (output(0, &format!("{LINE}\n"), ""), None),
-        (output(0, &format!("{}\n{END}\n", &LINE[..60]), ""), None),
-        (output(0, &format!("garbage\n{END}\n"), ""), None),
-        (output(1, &format!("{LINE}\n{END}\n"), "slurm_load_jobs error"), None),
+        (output(0, &format!("{BEGIN}\n{LINE}\n{END}\n"), ""), Some(1)),
+        (output(0, &format!("Welcome!\n\n{BEGIN}\n{LINE}\n{END}\n"), ""), Some(1)),
+        (output(0, &format!("{BEGIN}\n{END}\n"), ""), Some(0)),
+        (output(0, &format!("{LINE}\n{END}\n"), ""), None),
+        (output(0, &format!("{BEGIN}\n{LINE}\n"), ""), None),
+        (output(0, &format!("{BEGIN}\n{}\n{END}\n", &LINE[..60]), ""), None),
+        (output(0, &format!("{BEGIN}\ngarbage\n{END}\n"), ""), None),
+        (output(1, &format!("{BEGIN}\n{LINE}\n{END}\n"), "slurm_load_jobs error"), None),
         (output(0, "", ""), None),
     ];
     for (output, expected) in cases {
@@ -70,6 +72,7 @@ fn exit_codes_and_signals_are_told_as_shells_do() {
 fn the_words_of_sbatch_decide_whether_it_may_have_happened() {
     let cases = [
         ("sudo: a password is required", ErrorKind::Unavailable),
+        ("sudo: unable to resolve host cmd0 sbatch: error: Invalid qos specification", ErrorKind::BadGateway),
         ("bash: line 1: sbatch: command not found", ErrorKind::Unavailable),
         (
             "sbatch: error: Batch job submission failed: Unable to contact slurm controller (connect failure)",
@@ -83,6 +86,7 @@ fn the_words_of_sbatch_decide_whether_it_may_have_happened() {
         assert_eq!(judge_sbatch(&output(1, "", stderr)).unwrap_err().kind, kind, "{stderr}");
     }
     assert_eq!(judge_sbatch(&output(0, "123;cluster\n", "")).unwrap(), "123");
+    assert_eq!(judge_sbatch(&output(0, "Welcome!\n123\n", "")).unwrap(), "123");
     assert_eq!(judge_sbatch(&output(0, "Submitted\n", "")).unwrap_err().kind, ErrorKind::Unknown);
 }
 
@@ -94,8 +98,9 @@ fn cancelling_what_has_ended_is_fine() {
 
 #[test]
 fn an_account_is_there_or_not_or_nobody_could_tell() {
-    let found =
-        judge_user(&output(0, "alice:x:2001:2001::/home/alice:/bin/bash\nalice vis\nbwvisu-end 0\n", "")).unwrap().unwrap();
+    let found = judge_user(&output(0, "Welcome!\nalice:x:2001:2001::/home/alice:/bin/bash\nalice vis\nbwvisu-end 0\n", ""))
+        .unwrap()
+        .unwrap();
     assert_eq!((found.uid, found.groups), (2001, vec!["alice".to_owned(), "vis".to_owned()]));
     assert_eq!(judge_user(&output(0, "bwvisu-end 2\n", "")).unwrap(), None);
     assert!(judge_user(&output(0, "bwvisu-end 127\n", "getent: not found")).is_err());
