@@ -121,14 +121,18 @@ impl Job {
         let mut command = match &self.within {
             Some(within) => {
                 let mut command = Command::new("unshare");
-                command.args(["--mount", "sh", "-c", &format!("set -e; {within}\nexec \"$@\""), "sh"]).args(words);
+                command
+                    .args(["--mount", "sh", "-c", &format!("set -e; {within}\nexec \"$@\""), "sh"])
+                    .args(DEFAULT_SIGNALS)
+                    .args(words);
                 command
             }
-            None => Command::new(words[0]),
+            None => {
+                let mut command = Command::new(DEFAULT_SIGNALS[0]);
+                command.args(&DEFAULT_SIGNALS[1..]).args(words);
+                command
+            }
         };
-        if self.within.is_none() {
-            command.args(&words[1..]);
-        }
         command
             .current_dir(self.path("work"))
             .stdin(Stdio::null())
@@ -218,6 +222,9 @@ pub fn has(tool: &str) -> bool {
     }
     has
 }
+
+/// Whoever runs the tests may ignore signals (as nohup and shells in the background do), and bash could not trap those then.
+const DEFAULT_SIGNALS: [&str; 2] = ["/usr/bin/env", "--default-signal"];
 
 /// Whether this machine lets us mount things, in a namespace of our own; says so if it does not.
 pub fn can_mount() -> bool {
