@@ -1,7 +1,7 @@
 //! `template`: what authors of templates need.
 
 use crate::config;
-use crate::domain::template::BuiltIns;
+use crate::domain::template::{BuiltIns, RequestedPorts};
 use crate::error::{Error, Result};
 use crate::templates::TemplateFolder;
 use clap::Subcommand;
@@ -71,7 +71,7 @@ fn check(templates: &TemplateFolder, names: &[String]) -> Result<ExitCode> {
         match templates.load(&name) {
             Ok(template) => {
                 let list = |names: &std::collections::BTreeSet<String>| names.iter().cloned().collect::<Vec<_>>().join(" ");
-                println!("{name}: all right; ports: {:?}", template.requested_ports);
+                println!("{name}: all right; {}", ports(template.requested_ports));
                 println!("  needs: {}\n  takes: {}", list(template.required()), list(template.optional()));
             }
             Err(error) => {
@@ -81,6 +81,14 @@ fn check(templates: &TemplateFolder, names: &[String]) -> Result<ExitCode> {
         }
     }
     Ok(code)
+}
+
+fn ports(requested: RequestedPorts) -> String {
+    match requested {
+        RequestedPorts::None => "asks for no ports".into(),
+        RequestedPorts::Number(number) => format!("ports: {number}"),
+        RequestedPorts::FromVariables => "ports: as many as variables say".into(),
+    }
 }
 
 fn render(templates: &TemplateFolder, name: &str, variables: &[(String, String)]) -> Result<ExitCode> {

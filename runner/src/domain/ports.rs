@@ -162,6 +162,18 @@ impl Plan {
     }
 }
 
+/// `range` in windows of `step` ports, beginning at `start` and going round; `overlap` ports before the start are looked at twice, so that
+/// a run of neighbours across it is found too.
+pub fn windows(range: PortRange, step: u16, start: u16, overlap: u16) -> Vec<PortRange> {
+    let cut = |lo: u16, hi: u16| {
+        let window = move |lo: u16| PortRange { lo, hi: lo.saturating_add(step.max(1) - 1).min(hi) };
+        (lo..=hi).step_by(usize::from(step.max(1))).map(window)
+    };
+    let before = start.saturating_add(overlap).min(range.hi);
+    let rest = (start > range.lo).then(|| cut(range.lo, before));
+    cut(start, range.hi).chain(rest.into_iter().flatten()).collect()
+}
+
 /// Up to `want` internal ports of `window` that are not taken: the first run of neighbours that is long enough, else
 /// as many single ones as there are.
 pub fn candidates(window: PortRange, want: usize, taken: impl Fn(u16) -> bool) -> Vec<u16> {
@@ -242,6 +254,18 @@ mod tests {
     }
 
     proptest! {
+        #[test]
+        fn windows_reach_every_port_of_the_range_and_no_other(lo in 1024u16..60000, len in 0u16..3000, step in 1u16..900, at in 0u16..3000, overlap in 0u16..200) {
+            let range = PortRange { lo, hi: lo + len };
+            let windows = windows(range, step, lo + at.min(len), overlap);
+            let mut seen = PortSet::default();
+            for window in &windows {
+                prop_assert!(!window.is_empty() && window.len() <= usize::from(step));
+                seen.insert_range(*window);
+            }
+            prop_assert!((0..=u16::MAX).all(|port| seen.contains(port) == range.contains(port)));
+        }
+
         #[test]
         fn spans_hold_exactly_the_ports_they_were_made_of(mut ports in proptest::collection::btree_set(50000u16..=60000, 1..200), halves: bool) {
             let plan = Plan { numbering: if halves { Numbering::Halves } else { Numbering::Same }, ..PLAN };

@@ -6,7 +6,7 @@
 use crate::cluster::Cluster;
 use crate::domain::grant::{GRANT_VERSION, Grant, GrantState};
 use crate::domain::job::Job;
-use crate::domain::ports::{BLOCK, Plan, PortRange, PortSet, candidates, choose, spans};
+use crate::domain::ports::{BLOCK, Plan, PortRange, PortSet, candidates, choose, spans, windows};
 use crate::error::{Error, Result};
 use crate::gateway::{Gateway, Target};
 use crate::jobs::random;
@@ -82,16 +82,18 @@ impl Search<'_> {
         Plan { range: self.cluster.ports, numbering: self.gateway.numbering() }
     }
 
-    /// The whole range in windows, beginning at a random one: jobs that start together do not meet.
+    /// The whole range in windows, beginning anywhere: jobs that start together do not meet, nor do several installations on one
+    /// machine. A small request lies within one block.
     fn windows(&self) -> Result<Vec<PortRange>> {
         let range = self.plan().internal();
-        let blocks = u16::try_from(self.request.ports).unwrap_or(u16::MAX) / BLOCK * 2 + WINDOW_BLOCKS;
-        let step = blocks.min(MAX_WINDOW_BLOCKS) * BLOCK;
-        let window = |lo: u16| PortRange { lo, hi: lo.saturating_add(step - 1).min(range.hi) };
-        let mut windows: Vec<PortRange> = (range.lo..=range.hi).step_by(usize::from(step)).map(window).collect();
-        let start = u64::from_be_bytes(random()?) % windows.len().max(1) as u64;
-        windows.rotate_left(usize::try_from(start).unwrap_or(0));
-        Ok(windows)
+        let ports = u16::try_from(self.request.ports).unwrap_or(u16::MAX);
+        let step = (ports / BLOCK * 2 + WINDOW_BLOCKS).min(MAX_WINDOW_BLOCKS) * BLOCK;
+        let random = |below: usize| Ok(u64::from_be_bytes(random()?) % below.max(1) as u64);
+        let block = random(range.len() / usize::from(BLOCK))?;
+        let within = random(usize::from(BLOCK.saturating_sub(ports)).min(range.len()))?;
+        let start = u64::from(range.lo) + block * u64::from(BLOCK) + within;
+        let start = u16::try_from(start).unwrap_or(range.hi).min(range.hi);
+        Ok(windows(range, step, start, ports))
     }
 
     /// Some more than needed, since one of them may turn out to be in use.

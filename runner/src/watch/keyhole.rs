@@ -88,10 +88,7 @@ impl KeyholeWatch {
     fn mend(&mut self, gateway: &dyn Gateway, installed: &Installed) -> Result<()> {
         let mut wrong = self.wrong(gateway, installed)?;
         if !installed.ready {
-            log::warn!(
-                "gateway {}: our chains are not all there (a new, rebooted or flushed gateway); setting them up",
-                gateway.address()
-            );
+            log::info!("gateway {}: not (or no longer) set up for our rules; doing so", gateway.address());
             return self.keyhole.set_up(&self.cluster, gateway, &wrong).map(drop);
         }
         // A grant or a withdrawal that was under way during the look looks like a fault, but not twice.
