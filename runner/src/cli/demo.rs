@@ -146,7 +146,7 @@ fn demo_config(folder: &Path, password: &str) -> Result<Config> {
         "api-listen": "127.0.0.1:0",
         "api-plain-http": true,
         // Below the ports that this machine gives to outgoing connections.
-        "keyholed-port-range": {"min": 20000, "max": 29999},
+        "keyholed-port-range": {"min": 30000, "max": 31999},
         "scheduler": "local",
         "gateway": "relay",
         "users": {"min-uid": 1},

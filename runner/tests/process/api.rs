@@ -69,6 +69,22 @@ fn a_job_goes_the_whole_way_over_plain_http() {
 }
 
 #[test]
+fn static_forwarding_always_gives_the_first_port_and_warns_loudly() {
+    let mut bench = Bench::plain();
+    bench.set("debug", json!({"keyholed-static-forwarding": "True"}));
+    let served = bench.serve();
+    assert!(served.log().contains("WARN  static forwarding is on"), "{}", served.log());
+    let first = bench.config["keyholed-port-range"]["min"].clone();
+    for id in ["1", "2"] {
+        served.submit(&user().name, "template_demo.txt", demo());
+        assert_eq!(served.await_state(id, "available")["services"][0]["internal-port"], first);
+        served.delete(&format!("/jobs/{id}"));
+        let service = served.await_state(id, "finished")["services"][0].clone();
+        until("the port is closed", || (!connects(&service)).then_some(()), || served.log());
+    }
+}
+
+#[test]
 fn a_client_that_does_not_know_the_certificate_does_not_connect() {
     let bench = Bench::new();
     let served = bench.serve();
