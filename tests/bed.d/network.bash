@@ -68,6 +68,8 @@ connect_host() {
     echo "addr add $address/24 dev $interface"
     echo "link set $interface up"
   done < <(links_of "$host") | nsenter --target "$pid" --net -- ip -batch -
+  # As an admin should: what is set aside for jobs (50000 and up) is not given to outgoing connections.
+  nsenter --target "$pid" --net -- sysctl -q -w net.ipv4.ip_local_port_range='32768 49999'
 }
 
 set_links() {

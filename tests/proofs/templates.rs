@@ -55,6 +55,7 @@ srun python3 -c '
 import os, socket
 for i in range(5):
     held = socket.socket()
+    held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     held.bind(("", int(os.environ["KEYHOLE_PORT%d" % i])))
     held.listen()
     print(socket.gethostname(), "could listen on port", i)

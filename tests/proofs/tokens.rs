@@ -179,6 +179,8 @@ fn a_requeued_job_may_ask_once_more_and_only_for_its_present_run() {
     let first = request(&mute.id, 1, 1, &[&mute.node]);
     assert_eq!(ask(&bed, &mute.node, &mute.token, &first).status, 200);
     let slurm = runner.api.job(&mute.id)["scheduler-job-id"].as_str().unwrap().to_owned();
+    // Slurm calls a job failed, rather than requeued, whose script it was just about to start.
+    std::thread::sleep(std::time::Duration::from_secs(2));
     bed.sh("cmd0", &format!("scontrol requeue {slurm}"));
     runner.wait_for(&mute.id, "submitted", 20);
     until("the first run's rules to be gone", 15, || all_forwardings(&bed), Vec::is_empty);
