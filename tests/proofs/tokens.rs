@@ -184,7 +184,8 @@ fn a_requeued_job_may_ask_once_more_and_only_for_its_present_run() {
     bed.sh("cmd0", &format!("scontrol requeue {slurm}"));
     runner.wait_for(&mute.id, "submitted", 20);
     until("the first run's rules to be gone", 15, || all_forwardings(&bed), Vec::is_empty);
-    // Slurm would wait two minutes.
+    // Slurm would wait two minutes, which is for its node daemon to clean up after the first run: some seconds do here.
+    std::thread::sleep(std::time::Duration::from_secs(8));
     until("the second run", 60, || release(&bed, &runner, &slurm, &mute.id), |state| state == "running");
 
     let node = runner.api.job(&mute.id)["details"]["NodeList"].as_str().unwrap().to_owned();
