@@ -1,5 +1,5 @@
 //! The local scheduler with real processes: shepherds, bash, signals, and the runner's program.
-#![allow(clippy::unwrap_used, clippy::expect_used)]
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test ends where something is not as it should be")]
 
 mod attacks;
 mod bench;
