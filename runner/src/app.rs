@@ -123,12 +123,14 @@ impl Runner {
             let (store, stop) = (Arc::clone(&self.store), self.stop.clone());
             let started = match part {
                 Part::JobsWatch => {
+                    let interval = config.watch.jobs;
                     let mut watch = JobsWatch::new(Arc::clone(&store), Arc::clone(cluster), config.keep_finished);
-                    repeat(format!("jobs-watch-{}", cluster.name), config.watch.jobs, store, stop, move || watch.cycle())
+                    repeat(format!("jobs-watch-{}", cluster.name), move || interval, store, stop, move || watch.cycle())
                 }
                 Part::KeyholeWatch => {
+                    let interval = config.watch.keyhole;
                     let mut watch = KeyholeWatch::new(Arc::clone(&store), Arc::clone(cluster), Arc::clone(keyhole));
-                    repeat(format!("keyhole-watch-{}", cluster.name), config.watch.keyhole, store, stop, move || watch.cycle())
+                    repeat(format!("keyhole-watch-{}", cluster.name), move || interval, store, stop, move || watch.cycle())
                 }
                 Part::Api | Part::Keyhole => return Ok(()),
             };
@@ -149,7 +151,8 @@ impl Runner {
         check_templates(&templates);
         let clients = load_clients(&config.clients)?;
         let servers = self.keyhole_servers(config);
-        let jobs = Jobs::new(Arc::clone(&self.store), clusters, templates, clients, servers, config.keyhole.max_ports);
+        let jobs =
+            Jobs::new(Arc::clone(&self.store), clusters, templates, clients, servers, config.keyhole.max_ports, config.limits);
         let api = Api::new(jobs, password).into_service();
         let tls = match &config.api.transport {
             Transport::Tls { certificate, key } => Some(tls::load(certificate, key)?),

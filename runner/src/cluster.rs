@@ -8,16 +8,23 @@ use crate::gateway::{Gateway, iptables::Iptables, relay::Relay};
 use crate::scheduler::{Scheduler, local::Local, slurm::Slurm};
 use crate::ssh::{Node, SshOptions};
 use config::file::{GatewayKind, SchedulerKind};
+use std::collections::BTreeSet;
 use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
 
 /// A cluster at work.
 pub struct Cluster {
     /// Its name, in every record and key.
     pub name: String,
     /// Where batch jobs go.
-    pub scheduler: Box<dyn Scheduler>,
+    pub scheduler: Arc<dyn Scheduler>,
     /// Where ports are forwarded.
-    pub gateways: Vec<Box<dyn Gateway>>,
+    pub gateways: Vec<Arc<dyn Gateway>>,
+    /// The addresses of the gateways that the configuration drains: nothing new goes there.
+    pub drained_by_config: BTreeSet<String>,
+    /// A gateway that was silent for longer is taken for dead.
+    pub gateway_down: Duration,
     /// The ports that were set aside for us.
     pub ports: PortRange,
     /// Appended to a node's name for the address to forward to.
@@ -32,7 +39,9 @@ impl Cluster {
         Ok(Self {
             name: cluster.name.clone(),
             scheduler: scheduler(cluster, config)?,
-            gateways: gateways(cluster, &config.ssh)?,
+            gateways: gateways(cluster, &config.ssh),
+            drained_by_config: cluster.gateways.iter().filter(|g| g.drain).map(|g| g.login.address.clone()).collect(),
+            gateway_down: cluster.gateway_down,
             ports: cluster.ports,
             hostname_suffix: cluster.hostname_suffix.clone(),
             home_prefix: cluster.home_prefix.to_string_lossy().trim_end_matches('/').to_owned(),
@@ -63,13 +72,13 @@ impl Cluster {
     }
 }
 
-fn scheduler(cluster: &config::Cluster, config: &Config) -> Result<Box<dyn Scheduler>> {
+fn scheduler(cluster: &config::Cluster, config: &Config) -> Result<Arc<dyn Scheduler>> {
     Ok(match cluster.scheduler {
         SchedulerKind::Slurm => {
             let nodes = cluster.command_nodes.iter().map(|login| node(login, &config.ssh)).collect();
-            Box::new(Slurm::new(nodes, cluster.users.group.is_some()))
+            Arc::new(Slurm::new(nodes, cluster.users.group.is_some()))
         }
-        SchedulerKind::Local => Box::new(local(&config.state_dir, cluster.local_slots)?),
+        SchedulerKind::Local => Arc::new(local(&config.state_dir, cluster.local_slots)?),
     })
 }
 
@@ -81,18 +90,18 @@ fn local(state_dir: &Path, slots: Option<usize>) -> Result<Local> {
     Local::open(&state_dir.join("local-jobs"), options)
 }
 
-fn gateways(cluster: &config::Cluster, ssh: &SshOptions) -> Result<Vec<Box<dyn Gateway>>> {
+fn gateways(cluster: &config::Cluster, ssh: &SshOptions) -> Vec<Arc<dyn Gateway>> {
     cluster.gateways.iter().map(|gateway| one_gateway(cluster, gateway, ssh)).collect()
 }
 
-fn one_gateway(cluster: &config::Cluster, gateway: &config::GatewayNode, ssh: &SshOptions) -> Result<Box<dyn Gateway>> {
-    Ok(match cluster.gateway {
+fn one_gateway(cluster: &config::Cluster, gateway: &config::GatewayNode, ssh: &SshOptions) -> Arc<dyn Gateway> {
+    match cluster.gateway {
         GatewayKind::Iptables => {
             let node = node(&gateway.login, ssh);
-            Box::new(Iptables::new(node, &gateway.external_ip, &cluster.chain_prefix, cluster.ports))
+            Arc::new(Iptables::new(node, &gateway.external_ip, &cluster.chain_prefix, cluster.ports))
         }
-        GatewayKind::Relay => Box::new(relay(gateway)),
-    })
+        GatewayKind::Relay => Arc::new(relay(gateway)),
+    }
 }
 
 /// A relay listens on the address that users connect to, or on all when that is not one of this machine's own.

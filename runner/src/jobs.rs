@@ -4,6 +4,7 @@
 //! the job's name in the scheduler leads back to the record; the watcher (`watch::jobs`) finishes what was cut off.
 
 use crate::cluster::Cluster;
+use crate::config::Limits;
 use crate::domain::batch_script::{Clients, KeyholeSetup, batch_script};
 use crate::domain::job::{Job, Outcome, Seen, State};
 use crate::domain::template::{BuiltIns, Template};
@@ -78,10 +79,12 @@ pub struct Jobs {
     clients: Clients,
     keyhole_servers: Vec<SocketAddr>,
     max_ports: u32,
+    limits: Limits,
 }
 
 impl Jobs {
-    /// The verbs on these parts. Jobs find keyhole at `keyhole_servers` and may have `max_ports` ports.
+    /// The verbs on these parts. Jobs find keyhole at `keyhole_servers` and may have `max_ports` ports. All that
+    /// must outlive a change of the configuration is in the store, so a new value takes the place of an old one at any time.
     pub fn new(
         store: Arc<Store>,
         clusters: Vec<Arc<Cluster>>,
@@ -89,8 +92,14 @@ impl Jobs {
         clients: Clients,
         keyhole_servers: Vec<SocketAddr>,
         max_ports: u32,
+        limits: Limits,
     ) -> Self {
-        Self { store, clusters, templates, clients, keyhole_servers, max_ports }
+        Self { store, clusters, templates, clients, keyhole_servers, max_ports, limits }
+    }
+
+    /// What may be asked of us at once.
+    pub fn limits(&self) -> Limits {
+        self.limits
     }
 
     /// Submits a job; returns it once the scheduler has accepted it.

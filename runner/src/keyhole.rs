@@ -44,12 +44,13 @@ pub struct Keyhole {
     clusters: Vec<Arc<Cluster>>,
     max_ports: u32,
     static_forwarding: bool,
-    resting: Mutex<HashMap<String, Instant>>,
+    // What follows is shared with the value that takes this one's place when the configuration changes (`renewed`).
+    resting: Arc<Mutex<HashMap<String, Instant>>>,
     /// One writer per gateway and program, so that two of ours never defeat each other.
-    writers: Mutex<HashMap<String, Arc<Mutex<()>>>>,
-    refusals: Mutex<BTreeMap<&'static str, u64>>,
-    lines: Seldom<(&'static str, IpAddr)>,
-    patience: Patience,
+    writers: Arc<Mutex<HashMap<String, Arc<Mutex<()>>>>>,
+    refusals: Arc<Mutex<BTreeMap<&'static str, u64>>>,
+    lines: Arc<Seldom<(&'static str, IpAddr)>>,
+    patience: Arc<Patience>,
 }
 
 /// A signed answer.
@@ -75,11 +76,24 @@ impl Keyhole {
             clusters,
             max_ports,
             static_forwarding,
-            resting: Mutex::default(),
-            writers: Mutex::default(),
-            refusals: Mutex::default(),
-            lines: Seldom::bursts_of(LINES),
-            patience: Patience::default(),
+            resting: Arc::default(),
+            writers: Arc::default(),
+            refusals: Arc::default(),
+            lines: Arc::new(Seldom::bursts_of(LINES)),
+            patience: Arc::default(),
+        }
+    }
+
+    /// The same verbs on changed parts. Requests that are under way finish on the old ones; what keeps two of them apart holds for
+    /// old and new together.
+    pub fn renewed(&self, clusters: Vec<Arc<Cluster>>, max_ports: u32, static_forwarding: bool) -> Self {
+        Self {
+            resting: Arc::clone(&self.resting),
+            writers: Arc::clone(&self.writers),
+            refusals: Arc::clone(&self.refusals),
+            lines: Arc::clone(&self.lines),
+            patience: Arc::clone(&self.patience),
+            ..Self::new(Arc::clone(&self.store), clusters, max_ports, static_forwarding)
         }
     }
 

@@ -55,6 +55,10 @@ pub struct ConfigFile {
     pub keep_finished_jobs_days: f64,
     #[serde(default)]
     pub local_job_slots: Option<usize>,
+    #[serde(default = "default_gateway_down_seconds")]
+    pub gateway_down_seconds: f64,
+    #[serde(default)]
+    pub limits: Limits,
 }
 
 #[derive(Debug, Deserialize)]
@@ -66,6 +70,8 @@ pub struct GatewayNode {
     pub user: String,
     #[serde(default = "default_ssh_port")]
     pub port: u16,
+    #[serde(default)]
+    pub drain: bool,
 }
 
 #[derive(Debug, Deserialize)]
@@ -177,6 +183,21 @@ impl Default for Watch {
     }
 }
 
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+pub struct Limits {
+    #[serde(default = "default_submissions_in_flight")]
+    pub submissions_in_flight: usize,
+    #[serde(default = "default_jobs_per_user")]
+    pub jobs_per_user: u32,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self { submissions_in_flight: default_submissions_in_flight(), jobs_per_user: default_jobs_per_user() }
+    }
+}
+
 /// `settings.json`: what nobody else may read.
 #[derive(Default, Deserialize)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]
@@ -212,6 +233,15 @@ fn default_jobs_seconds() -> f64 {
 }
 fn default_keyhole_seconds() -> f64 {
     2.0
+}
+fn default_gateway_down_seconds() -> f64 {
+    60.0
+}
+fn default_submissions_in_flight() -> usize {
+    24
+}
+fn default_jobs_per_user() -> u32 {
+    100
 }
 
 /// `true`, `false`, or these words in quotes, as older files have them.

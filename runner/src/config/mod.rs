@@ -42,8 +42,19 @@ pub struct Config {
     pub watch: Watch,
     /// How long finished jobs are kept.
     pub keep_finished: Duration,
+    /// What may be asked of us at once.
+    pub limits: Limits,
     /// The clusters.
     pub clusters: Vec<Cluster>,
+}
+
+/// What may be asked of us at once. Beyond, the answer is that it is too much.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Limits {
+    /// Submissions that are under way at the same time.
+    pub submissions_in_flight: usize,
+    /// Unfinished jobs of one user; `None` for any number.
+    pub jobs_per_user: Option<u32>,
 }
 
 /// The front ends' side.
@@ -129,6 +140,8 @@ pub struct Cluster {
     pub chain_prefix: String,
     /// How many jobs the local scheduler runs at once.
     pub local_slots: Option<usize>,
+    /// A gateway that was silent for longer is taken for dead: its forwardings are moved.
+    pub gateway_down: Duration,
 }
 
 /// How to log in on a node.
@@ -149,6 +162,8 @@ pub struct GatewayNode {
     pub login: Login,
     /// How users reach it.
     pub external_ip: String,
+    /// Nothing new goes there.
+    pub drain: bool,
 }
 
 /// A secret that does not show in logs.
@@ -244,6 +259,7 @@ pub fn check(file: ConfigFile, settings: Settings, path: &Path) -> Result<Config
             jobs: seconds("watch.jobs-seconds", file.watch.jobs_seconds).map_err(within)?,
             keyhole: seconds("watch.keyhole-seconds", file.watch.keyhole_seconds).map_err(within)?,
         },
+        limits: limits(&file.limits).map_err(within)?,
         keep_finished: seconds("keep-finished-jobs-days", file.keep_finished_jobs_days * 86400.0).map_err(within)?,
         clusters: vec![cluster(file).map_err(within)?],
         state_dir,
@@ -307,6 +323,30 @@ fn seconds(key: &str, seconds: f64) -> Result<Duration> {
     bounded.map(Duration::from_secs_f64).ok_or_else(|| Error::bad_input(format!("{key}: is not a sensible time")))
 }
 
+fn limits(limits: &file::Limits) -> Result<Limits> {
+    let most = crate::http::MOST_SUBMISSIONS;
+    if !(1..=most).contains(&limits.submissions_in_flight) {
+        return Err(Error::bad_input(format!(
+            "limits.submissions-in-flight: {} is not between 1 and {most}",
+            limits.submissions_in_flight
+        )));
+    }
+    let jobs_per_user = Some(limits.jobs_per_user).filter(|most| *most > 0);
+    Ok(Limits { submissions_in_flight: limits.submissions_in_flight, jobs_per_user })
+}
+
+/// One lost look is no death: at least three cycles of the watcher must pass.
+fn gateway_down(file: &ConfigFile) -> Result<Duration> {
+    let (key, least) = ("gateway-down-seconds", 3.0 * file.watch.keyhole_seconds);
+    if file.gateway_down_seconds < least {
+        return Err(Error::bad_input(format!(
+            "{key}: {} is less than three times watch.keyhole-seconds ({least}); a gateway is given up only after several looks",
+            file.gateway_down_seconds
+        )));
+    }
+    seconds(key, file.gateway_down_seconds)
+}
+
 fn store(file: &ConfigFile, settings: &Settings, state_dir: &Path) -> Result<StoreConfig> {
     if file.etcd_servers.is_empty() {
         return Ok(StoreConfig::Embedded(state_dir.join("store.redb")));
@@ -347,6 +387,7 @@ fn cluster(file: ConfigFile) -> Result<Cluster> {
     if prefix.is_empty() || prefix.len() > 16 || !prefix.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_') {
         return Err(Error::bad_input("iptables-chain-prefix: 1 to 16 letters, digits and underscores"));
     }
+    let gateway_down = gateway_down(&file)?;
     let suffix = &file.forwarding_hostname_suffix;
     if !suffix.bytes().all(|b| b.is_ascii_alphanumeric() || b"-._".contains(&b)) {
         return Err(Error::bad_input("forwarding-hostname-suffix: only letters, digits, - . _"));
@@ -360,6 +401,7 @@ fn cluster(file: ConfigFile) -> Result<Cluster> {
         ports: range,
         users: UserPolicy { min_uid: file.users.min_uid, group: file.users.group },
         local_slots: file.local_job_slots,
+        gateway_down,
         home_prefix: file.bwvisu_home_prefix,
         hostname_suffix: file.forwarding_hostname_suffix,
         chain_prefix: file.iptables_chain_prefix,
@@ -398,6 +440,7 @@ fn gateways(file: &ConfigFile) -> Result<Vec<GatewayNode>> {
     let node = |n: &file::GatewayNode| GatewayNode {
         login: Login { address: n.internal_ip.clone(), user: n.user.clone(), port: n.port },
         external_ip: n.external_ip.clone(),
+        drain: n.drain,
     };
     let nodes: Vec<_> = file.gateway_nodes.iter().map(node).collect();
     for (at, gateway) in nodes.iter().enumerate() {

@@ -18,6 +18,11 @@ const SEED: &str = r#"{
     "forwarding-hostname-suffix" : "-ib0"
 }"#;
 
+/// The seed with one key more.
+fn with(key: &str) -> String {
+    SEED.replace("\"forwarding", &format!("{key}, \"forwarding"))
+}
+
 fn config(text: &str) -> Result<Config> {
     let path = Path::new("config.json");
     check(file::parse(text, path)?, Settings::default(), path)
@@ -49,6 +54,19 @@ fn without_etcd_the_store_is_embedded() {
 }
 
 #[test]
+fn limits_and_drained_gateways_have_defaults_and_can_be_set() {
+    let bounds = |config: &Config| (config.limits.submissions_in_flight, config.limits.jobs_per_user);
+    let plain = config(SEED).unwrap();
+    assert_eq!((bounds(&plain), plain.clusters[0].gateway_down), ((24, Some(100)), Duration::from_secs(60)));
+    let text = with("\"gateway-down-seconds\": 6, \"limits\": {\"submissions-in-flight\": 28, \"jobs-per-user\": 0}");
+    let set = config(&text.replacen("\"port\" : 22 }", "\"drain\": true }", 1)).unwrap();
+    assert_eq!((bounds(&set), set.clusters[0].gateway_down), ((28, None), Duration::from_secs(6)));
+    assert_eq!(set.clusters[0].gateways.iter().map(|gateway| gateway.drain).collect::<Vec<_>>(), [true, false]);
+    let cluster = crate::cluster::Cluster::new(&set.clusters[0], &set).unwrap();
+    assert_eq!(cluster.drained_by_config.into_iter().collect::<Vec<_>>(), ["10.100.0.101"]);
+}
+
+#[test]
 fn what_is_wrong_is_named_with_key_file_and_line() {
     let cases = [
         (SEED.replace("\"debug\"", "\"debgu\""), "unknown field `debgu`", "line 12"),
@@ -64,6 +82,13 @@ fn what_is_wrong_is_named_with_key_file_and_line() {
         (SEED.replace("-ib0", "-ib0;reboot"), "forwarding-hostname-suffix", ""),
         (SEED.replace("\"forwarding", "\"api-listen\": \"4242\", \"forwarding"), "api-listen", ""),
         (SEED.replace("\"forwarding", "\"scheduler\": \"pbs\", \"forwarding"), "scheduler", "line 13"),
+        (with("\"gateway-down-seconds\": 5.9"), "gateway-down-seconds", ""),
+        (with("\"watch\": {\"keyhole-seconds\": 30}"), "gateway-down-seconds", ""),
+        (with("\"limits\": {\"submissions-in-flight\": 0}"), "limits.submissions-in-flight", ""),
+        (with("\"limits\": {\"submissions-in-flight\": 29}"), "limits.submissions-in-flight", ""),
+        (with("\"limits\": {\"jobs-per-user\": -1}"), "limits.jobs-per-user", "line 13"),
+        (with("\"limits\": {\"jobs\": 1}"), "limits.jobs", "line 13"),
+        (SEED.replacen("\"port\" : 22 }", "\"drain\": 1 }", 1), "gateway-nodes[0].drain", "line 4"),
         (SEED[..SEED.len() - 1].to_owned(), "EOF", ""),
         (format!("{SEED}x"), "trailing", ""),
     ];

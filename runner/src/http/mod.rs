@@ -13,6 +13,8 @@ pub mod self_signed;
 mod slots;
 pub mod tls;
 
+pub use slots::MOST_SUBMISSIONS;
+
 use crate::error::{Error, ErrorKind};
 use message::Response;
 

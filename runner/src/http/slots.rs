@@ -5,6 +5,8 @@ use crate::error::{Error, Result};
 use std::sync::{Condvar, Mutex, PoisonError};
 use std::time::Duration;
 
+/// Of the guard's 32 workers, so many at most may be given to submissions (`limits.submissions-in-flight`).
+pub const MOST_SUBMISSIONS: usize = 28;
 /// Of the guard's 32 workers; the others answer from the database.
 const MOST: usize = 24;
 /// A crowd of submissions goes by within this time, if the cluster is well.

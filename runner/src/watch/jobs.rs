@@ -50,6 +50,12 @@ impl JobsWatch {
         Self { store, cluster, keep_finished, misses: HashMap::new(), without_id: HashMap::new(), last_sweep: None }
     }
 
+    /// From the next cycle on, the configuration is this one.
+    pub fn follow(&mut self, cluster: &Arc<Cluster>, keep_finished: Duration) {
+        self.cluster = Arc::clone(cluster);
+        self.keep_finished = keep_finished;
+    }
+
     /// One look, and what follows from it.
     pub fn cycle(&mut self) -> Result<()> {
         let jobs = self.store.active_jobs(&self.cluster.name)?;

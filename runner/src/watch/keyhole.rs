@@ -35,6 +35,15 @@ impl KeyholeWatch {
         Self { store, cluster, keyhole, suspects: HashMap::new(), silences: HashMap::new() }
     }
 
+    /// From the next cycle on, the configuration is this one.
+    pub fn follow(&mut self, cluster: &Arc<Cluster>, keyhole: &Arc<Keyhole>) {
+        self.cluster = Arc::clone(cluster);
+        self.keyhole = Arc::clone(keyhole);
+        // A gateway that is gone from the configuration is not one that answers.
+        self.silences.retain(|address, _| cluster.gateway(address).is_some());
+        self.suspects.retain(|address, _| cluster.gateway(address).is_some());
+    }
+
     /// One look at every gateway, and what follows from it. A gateway that does not answer changes nothing and holds up no other.
     pub fn cycle(&mut self) -> Result<()> {
         let installed: Vec<Result<Installed>> = self.on_all_gateways(|gateway| gateway.installed());

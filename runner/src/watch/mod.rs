@@ -30,11 +30,11 @@ impl Stop {
     }
 }
 
-/// Starts a thread that calls `cycle` every `interval`, while this program leads `role` among all on the same store. A failed
+/// Starts a thread that calls `cycle` every `interval` (which may change meanwhile), while this program leads `role` among all on the same store. A failed
 /// cycle is logged, and the next one comes all the same.
 pub fn repeat(
     role: String,
-    interval: Duration,
+    interval: impl Fn() -> Duration + Send + 'static,
     store: Arc<Store>,
     stop: Stop,
     mut cycle: impl FnMut() -> Result<()> + Send + 'static,
@@ -45,11 +45,11 @@ pub fn repeat(
         loop {
             let leading = state.lead(&store);
             if leading && Instant::now() >= next {
-                next = Instant::now() + interval;
+                next = Instant::now() + interval();
                 state.report(catch_unwind(AssertUnwindSafe(&mut cycle)));
             }
             // The lead wants to be kept more often than a slow watcher looks.
-            let nap = if leading { next.saturating_duration_since(Instant::now()) } else { interval };
+            let nap = if leading { next.saturating_duration_since(Instant::now()) } else { interval() };
             if stop.wait(nap.min(Duration::from_secs(LEASE_SECONDS / 3))) {
                 return;
             }
