@@ -105,7 +105,7 @@ impl Store {
 
     /// Takes all ports of `grant` or none: `false` when one of them is taken meanwhile, or the job has a grant already.
     pub fn claim(&self, grant: &Grant) -> Result<bool> {
-        let _turn = self.turn();
+        let _turn = self.turn()?;
         let key = keys::grant(&grant.cluster, grant.job);
         self.repeat(|| {
             let mut ledger = self.ledger(&grant.cluster, &grant.gateway, &grant.blocks(), &grant.nodes)?;
@@ -183,7 +183,7 @@ impl Store {
         due: impl Fn(&Grant) -> bool,
         step: impl Fn(&mut Ledger, &mut Change, &str, &Grant) -> Result<()>,
     ) -> Result<()> {
-        let _turn = self.turn();
+        let _turn = self.turn()?;
         let key = keys::grant(&grant.cluster, grant.job);
         self.repeat(|| {
             let (current, version) = self.read::<Grant>(&key)?;

@@ -9,6 +9,7 @@ pub mod embedded;
 pub mod etcd;
 mod keys;
 mod limits;
+mod turns;
 
 pub use claims::{Ledger, Taken};
 
@@ -16,7 +17,8 @@ use crate::domain::job::{Job, State};
 use crate::error::{Error, Result};
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
-use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
+use turns::{Turn, Turns};
 
 /// A value, and the number of the change that wrote it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -67,11 +69,15 @@ const RECORD_VERSION: u32 = 1;
 /// How often a change is made again after somebody else was faster. Each time somebody got on, so this is hardly ever reached.
 const ATTEMPTS: usize = 200;
 
+/// How long a verb waits for its turn, and for how long it begins another attempt: with one attempt's own calls on top, no verb
+/// takes longer than a request may, however slow the database is.
+const PATIENCE: Duration = Duration::from_secs(10);
+
 /// The verbs that the rest of the program uses.
 pub struct Store {
     backend: Box<dyn Backend>,
     /// Takes turns where threads of one program would only defeat each other's changes.
-    turns: Mutex<()>,
+    turns: Turns,
 }
 
 /// The next job id, for all clusters together.
@@ -84,7 +90,7 @@ struct Counter {
 impl Store {
     /// The verbs on `backend`.
     pub fn new(backend: Box<dyn Backend>) -> Self {
-        Self { backend, turns: Mutex::new(()) }
+        Self { backend, turns: Turns::default() }
     }
 
     /// Takes or keeps the lead of `role`; see [`Backend::lead`].
@@ -104,7 +110,7 @@ impl Store {
 
     /// Writes down a new job, which `build` makes from its id.
     pub fn create_job(&self, build: impl Fn(u64) -> Job) -> Result<Job> {
-        let _turn = self.turn();
+        let _turn = self.turn()?;
         self.repeat(|| {
             let (counter, version) = self.read::<Counter>(keys::COUNTER)?;
             let id = counter.map_or(1, |counter| counter.next);
@@ -158,15 +164,19 @@ impl Store {
         Ok(keys.len())
     }
 
-    fn turn(&self) -> std::sync::MutexGuard<'_, ()> {
-        self.turns.lock().unwrap_or_else(PoisonError::into_inner)
+    fn turn(&self) -> Result<Turn<'_>> {
+        self.turns.take(PATIENCE)
     }
 
     /// Calls `attempt` until it has got its change in.
     fn repeat<T>(&self, attempt: impl Fn() -> Result<Option<T>>) -> Result<T> {
+        let begin = Instant::now();
         for _ in 0..ATTEMPTS {
             if let Some(done) = attempt()? {
                 return Ok(done);
+            }
+            if begin.elapsed() > PATIENCE {
+                break;
             }
         }
         Err(Error::unavailable("the database is too busy: others changed the same record again and again"))
