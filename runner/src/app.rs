@@ -151,8 +151,9 @@ impl Runner {
         check_templates(&templates);
         let clients = load_clients(&config.clients)?;
         let servers = self.keyhole_servers(config);
-        let jobs =
-            Jobs::new(Arc::clone(&self.store), clusters, templates, clients, servers, config.keyhole.max_ports, config.limits);
+        let max_ports = config.keyhole.max_ports;
+        let jobs = Jobs::new(Arc::clone(&self.store), clusters, templates, clients, servers, max_ports, config.limits)
+            .watched_every(config.watch.jobs);
         let api = Api::new(jobs, password).into_service();
         let tls = match &config.api.transport {
             Transport::Tls { certificate, key } => Some(tls::load(certificate, key)?),

@@ -3,6 +3,7 @@
 use crate::config::{self, Config, Login};
 use crate::domain::ports::PortRange;
 use crate::domain::user::{User, UserPolicy};
+use crate::effect;
 use crate::error::{Error, Result};
 use crate::gateway::{Gateway, iptables::Iptables, relay::Relay};
 use crate::scheduler::{Scheduler, local::Local, slurm::Slurm};
@@ -57,6 +58,11 @@ impl Cluster {
     /// The gateway with this internal address.
     pub fn gateway(&self, address: &str) -> Option<&dyn Gateway> {
         self.gateways.iter().find(|gateway| gateway.address() == address).map(AsRef::as_ref)
+    }
+
+    /// Ends a job of `user`. Fine if it has ended already.
+    pub fn cancel(&self, user: &str, scheduler_job_id: &str) -> Result<()> {
+        effect::around("cancel-job", || self.scheduler.cancel(user, scheduler_job_id))
     }
 
     /// The account that a front end named, if it exists and may use the service.

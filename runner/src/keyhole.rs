@@ -5,18 +5,22 @@
 //! 1. *claim*: grant and ports are written down in one transaction;
 //! 2. *install*: the rules are made to be what the ledger says;
 //! 3. *activate*: the grant is marked, and the answer given;
-//! 4. *close*, *install*, *release*: the same way back, when the job has ended.
+//! 4. *close*, *remove*, *release*: the same way back, when the job has ended.
 //!
-//! A request that comes again resumes after the step that was done; the watcher (`watch::keyhole`) finishes the way back.
+//! A request that comes again resumes after the step that was done; the watcher (`watch::keyhole`) finishes the way back. A grant whose
+//! gateway is down goes to another one (`moving`).
 
+mod choice;
+mod moving;
 mod patience;
+mod rules;
 mod search;
 
 use crate::cluster::Cluster;
-use crate::domain::grant::{Forwarding, Grant, GrantState};
+use crate::domain::grant::{Former, Grant, GrantState};
 use crate::domain::job::{Job, Phase, Seen, State};
 use crate::error::{Error, ErrorKind, Result};
-use crate::gateway::{Gateway, Rule};
+use crate::gateway::Gateway;
 use crate::seldom::Seldom;
 use crate::store::Store;
 use jiff::Timestamp;
@@ -27,16 +31,12 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use self::patience::Patience;
+pub use self::rules::rules;
 
 /// How long the same request gets the same answer, if the job does not confirm before. Longer than the client tries.
 const RETRY_WINDOW: Duration = Duration::from_secs(300);
 /// So many refusals for one reason from one address are written down in ten seconds: all of an honest mistake, little of a flood.
 const LINES: u32 = 8;
-/// A gateway that failed is chosen last for this long.
-const REST: Duration = Duration::from_secs(30);
-
-/// How often others may change the ledger while we write to a gateway.
-const CROSSINGS: u32 = 20;
 
 /// The verbs.
 pub struct Keyhole {
@@ -113,13 +113,13 @@ impl Keyhole {
             return Err(Error::bad_input(format!("a job may have at most {} ports, not {}", self.max_ports, request.ports)));
         }
         let grant = match self.earlier(cluster, &job, &request, peer)? {
-            Some(grant) => {
+            Earlier::Same(grant) => {
                 self.resume(cluster, &grant)?;
-                grant
+                *grant
             }
-            None => {
+            Earlier::None(former) => {
                 self.check_hosts(cluster, &job, &request, peer)?;
-                self.claim(cluster, &job, &request)?
+                self.claim(cluster, &job, &request, former.as_ref())?
             }
         };
         self.activate(&grant)?;
@@ -132,7 +132,7 @@ impl Keyhole {
         let (job, _) = self.authenticate(confirm.job, Purpose::Confirm, body, signature, peer)?;
         let nonce = confirm.nonce.to_string();
         let mine = |grant: &Grant| (grant.run, &grant.nonce) == (confirm.run, &nonce);
-        self.store.update_grant(&job.cluster, job.id, |grant| grant.confirmed |= mine(grant))?;
+        self.store.update_grant(&job.cluster, job.id, "confirm", |grant| grant.confirmed |= mine(grant))?;
         Ok(())
     }
 
@@ -172,24 +172,34 @@ impl Keyhole {
         found.ok_or_else(|| Error::internal(format!("cluster {} is not configured", job.cluster)))
     }
 
-    /// What this run of the job was given before. An earlier run's grant is withdrawn.
-    fn earlier(&self, cluster: &Cluster, job: &Job, request: &Request, peer: IpAddr) -> Result<Option<Grant>> {
-        let Some(grant) = self.store.grant(&job.cluster, job.id)? else { return Ok(None) };
-        if grant.run < request.run && grant.state != GrantState::Closing {
+    /// What this run of the job was given before. An earlier run's grant is withdrawn; its users are to find this run at the same place.
+    fn earlier(&self, cluster: &Cluster, job: &Job, request: &Request, peer: IpAddr) -> Result<Earlier> {
+        let Some(grant) = self.store.grant(&job.cluster, job.id)? else { return Ok(Earlier::None(job.former.clone())) };
+        if grant.run < request.run {
             // Only the scheduler knows whether that run is true.
             self.check_hosts(cluster, job, request, peer)?;
-            self.withdraw(cluster, &grant)?;
-            return Ok(None);
+            self.withdraw_earlier(cluster, &grant)?;
+            return Ok(Earlier::None(Some(grant.former())));
         }
         let fresh = Timestamp::now().duration_since(grant.granted_at).unsigned_abs() < RETRY_WINDOW;
         let same = (grant.run, grant.nonce.as_str()) == (request.run, request.nonce.to_string().as_str());
         if same && fresh && !grant.confirmed && grant.state != GrantState::Closing {
-            return Ok(Some(grant));
-        }
-        if grant.state == GrantState::Closing && !same {
-            return Err(Error::unavailable("the ports of an earlier run are still being taken back; try again"));
+            return Ok(Earlier::Same(Box::new(grant)));
         }
         Err(self.refuse(Refusal("already used"), job.id, peer))
+    }
+
+    /// Takes an earlier run's ports back, if that can be done now; a gateway that does not answer does not keep the job waiting.
+    fn withdraw_earlier(&self, cluster: &Cluster, grant: &Grant) -> Result<()> {
+        let Some(closing) = self.store.close_grant(grant)? else { return Ok(()) };
+        if self.rests(&grant.gateway) {
+            return Ok(());
+        }
+        if let Err(error) = self.finish(cluster, &grant.gateway, &[closing]) {
+            log::warn!("keyhole: job {}: the rules of its earlier run will be removed later: {error}", grant.job);
+            self.rest(&grant.gateway);
+        }
+        Ok(())
     }
 
     /// The hosts must be the job's own, and the run the present one, as the scheduler says now.
@@ -206,17 +216,17 @@ impl Keyhole {
                 return Err(self.refuse(Refusal(reason), job.id, peer));
             }
         }
-        self.store.update_job(&job.cluster, job.id, |job| job.observe(seen, Timestamp::now()))?;
+        self.store.update_job(&job.cluster, job.id, "observe", |job| job.observe(seen, Timestamp::now()))?;
         Ok(())
     }
 
     /// Claims ports on the best gateway that can forward them, and installs the rules.
-    fn claim(&self, cluster: &Cluster, job: &Job, request: &Request) -> Result<Grant> {
+    fn claim(&self, cluster: &Cluster, job: &Job, request: &Request, former: Option<&Former>) -> Result<Grant> {
         let mut last = Error::unavailable("no gateway is configured");
-        for gateway in self.gateways_by_load(cluster)? {
-            let search = search::Search { store: &self.store, cluster, gateway, job, request };
+        for gateway in self.choice(cluster, former.map(|former| former.gateway.as_str()))? {
+            let search = search::Search { store: &self.store, cluster, gateway, job, request, former };
             let claimed = if self.static_forwarding { search.fixed() } else { search.run() };
-            match claimed.and_then(|grant| self.install_claimed(cluster, gateway, &grant).map(|()| grant)) {
+            match claimed.and_then(|grant| self.install_claimed(cluster, gateway, &grant, false).map(|()| grant)) {
                 Ok(grant) => return Ok(grant),
                 // The job's other request was faster; no gateway is to blame.
                 Err(error) if error.kind == ErrorKind::Conflict => return Err(Error::unavailable(error.message)),
@@ -238,9 +248,10 @@ impl Keyhole {
         Err(Error { kind, message: format!("no gateway could forward the ports: {}", last.message), ..last })
     }
 
-    /// Installs what was just claimed, or gives the claim back if nothing of it is installed.
-    fn install_claimed(&self, cluster: &Cluster, gateway: &dyn Gateway, grant: &Grant) -> Result<()> {
-        let installed = match self.install(cluster, gateway, &grant.blocks()) {
+    /// Installs what was just claimed, or gives the claim back if nothing of it is installed. A claim that is `resumed` may have been
+    /// installed by the try before: its ports are free only when the watcher has seen to its rules.
+    fn install_claimed(&self, cluster: &Cluster, gateway: &dyn Gateway, grant: &Grant, resumed: bool) -> Result<()> {
+        let installed = match self.install(cluster, gateway, &grant.blocks(), "install") {
             Ok(unresolved) if unresolved.contains(&grant.target) => {
                 Err(Error::bad_gateway(format!("gateway {} cannot resolve {}", gateway.address(), grant.target)))
             }
@@ -250,41 +261,29 @@ impl Keyhole {
         };
         if let Err(error) = &installed
             && error.kind != ErrorKind::Unknown
+            && let Some(closing) = self.store.close_grant(grant)?
+            && !resumed
         {
-            self.store.close_grant(grant)?;
-            self.store.release_grant(grant)?;
+            self.store.release(&closing)?;
         }
         installed
-    }
-
-    /// Gateways that failed a short while ago come last, then the least loaded first.
-    fn gateways_by_load<'a>(&self, cluster: &'a Cluster) -> Result<Vec<&'a dyn Gateway>> {
-        let addresses: Vec<&str> = cluster.gateways.iter().map(|gateway| gateway.address()).collect();
-        let loads = self.store.loads(&cluster.name, &addresses)?;
-        let resting = self.resting.lock().unwrap_or_else(PoisonError::into_inner);
-        let rests = |address: &str| resting.get(address).is_some_and(|until| *until > Instant::now());
-        let mut gateways: Vec<_> = cluster.gateways.iter().map(AsRef::as_ref).zip(loads).collect();
-        gateways.sort_by_key(|(gateway, load)| (rests(gateway.address()), *load));
-        Ok(gateways.into_iter().map(|(gateway, _)| gateway).collect())
-    }
-
-    fn rest(&self, gateway: &str) {
-        let mut resting = self.resting.lock().unwrap_or_else(PoisonError::into_inner);
-        resting.insert(gateway.to_owned(), Instant::now() + REST);
     }
 
     /// Installs a claim that an earlier try left behind. A gateway that is out of reach loses it: the next try chooses anew, and whatever
     /// was installed there goes when it answers again.
     fn resume(&self, cluster: &Cluster, grant: &Grant) -> Result<()> {
-        if grant.state == GrantState::Active {
-            return Ok(());
+        match grant.state {
+            GrantState::Active => return Ok(()),
+            // The watcher is at it.
+            GrantState::Moving => return Err(Error::unavailable("the job's ports move to another gateway; try again")),
+            GrantState::Claimed | GrantState::Closing => {}
         }
         let gateway = cluster.gateway(&grant.gateway).ok_or_else(|| Error::unavailable("the gateway is no longer configured"))?;
-        self.install_claimed(cluster, gateway, grant)
+        self.install_claimed(cluster, gateway, grant, true)
     }
 
     fn activate(&self, grant: &Grant) -> Result<()> {
-        let current = self.store.update_grant(&grant.cluster, grant.job, |grant| {
+        let current = self.store.update_grant(&grant.cluster, grant.job, "activate", |grant| {
             if grant.state == GrantState::Claimed {
                 grant.state = GrantState::Active;
             }
@@ -297,65 +296,14 @@ impl Keyhole {
         log::info!("keyhole: job {} has {}:{} for {}", grant.job, grant.external_ip, ports.join(","), grant.target);
         Ok(())
     }
-
-    /// Takes a grant back: afterwards its rules are gone and its ports free. May be repeated.
-    pub fn withdraw(&self, cluster: &Cluster, grant: &Grant) -> Result<()> {
-        self.store.close_grant(grant)?;
-        match cluster.gateway(&grant.gateway) {
-            // Unresolved names are other jobs' trouble.
-            Some(gateway) => drop(self.install(cluster, gateway, &grant.blocks())?),
-            None => {
-                log::warn!("keyhole: job {}: gateway {} is no longer configured; its rules stay there", grant.job, grant.gateway)
-            }
-        }
-        self.store.release_grant(grant)?;
-        log::info!("keyhole: job {}: forwardings removed from {}", grant.job, grant.gateway);
-        Ok(())
-    }
-
-    /// Makes some blocks of a gateway hold what the ledger says. Returns the targets that the gateway could not resolve.
-    pub fn install(&self, cluster: &Cluster, gateway: &dyn Gateway, blocks: &BTreeSet<u16>) -> Result<BTreeSet<String>> {
-        self.write(cluster, gateway, blocks, |rules| gateway.apply(rules))
-    }
-
-    /// The same, and everything around the blocks.
-    pub fn set_up(&self, cluster: &Cluster, gateway: &dyn Gateway, blocks: &BTreeSet<u16>) -> Result<BTreeSet<String>> {
-        self.write(cluster, gateway, blocks, |rules| gateway.set_up(rules))
-    }
-
-    /// If somebody changed the ledger while we wrote, their writing and ours may have crossed, so it is done again.
-    fn write(
-        &self,
-        cluster: &Cluster,
-        gateway: &dyn Gateway,
-        blocks: &BTreeSet<u16>,
-        write: impl Fn(&BTreeMap<u16, BTreeSet<Rule>>) -> Result<BTreeSet<String>>,
-    ) -> Result<BTreeSet<String>> {
-        let writer = Arc::clone(
-            self.writers.lock().unwrap_or_else(PoisonError::into_inner).entry(gateway.address().to_owned()).or_default(),
-        );
-        let _turn = writer.lock().unwrap_or_else(PoisonError::into_inner);
-        let read = || self.store.blocks(&cluster.name, gateway.address(), blocks);
-        let mut before = read()?;
-        for round in 0..CROSSINGS {
-            // From the second time on something is installed already.
-            let uncertain = |error: Error| if round > 0 { Error { kind: ErrorKind::Unknown, ..error } } else { error };
-            let rules = before.iter().map(|(block, _)| (block.block, rules(&cluster.name, &block.forwardings))).collect();
-            let unresolved = write(&rules).map_err(uncertain)?;
-            let after = read().map_err(|error| Error { kind: ErrorKind::Unknown, ..error })?;
-            if after.iter().zip(&before).all(|(after, before)| after.1 == before.1) {
-                return Ok(unresolved);
-            }
-            before = after;
-        }
-        Err(Error::unknown(format!("gateway {}: others change the same ports again and again", gateway.address())))
-    }
 }
 
-/// The rules that a block's forwardings ask for.
-pub fn rules(cluster: &str, forwardings: &[Forwarding]) -> BTreeSet<Rule> {
-    let wanted = forwardings.iter().filter(|forwarding| !forwarding.closing);
-    wanted.map(|f| Rule { cluster: cluster.into(), job: f.job, span: f.span, target: f.target.clone() }).collect()
+/// What a job was given before.
+enum Earlier {
+    /// The same request was made before: it gets the same.
+    Same(Box<Grant>),
+    /// Nothing that is still valid; where users found an earlier run.
+    None(Option<Former>),
 }
 
 enum Verdict {

@@ -19,6 +19,7 @@ pub mod cluster;
 pub mod command;
 pub mod config;
 pub mod domain;
+pub mod effect;
 pub mod error;
 pub mod folder;
 pub mod gateway;

@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// The version of the records in this module that this program writes.
-pub const GRANT_VERSION: u32 = 1;
+pub const GRANT_VERSION: u32 = 2;
 
 /// How many buckets the nodes of a cluster share.
 pub const BUCKETS: u16 = 48;
@@ -25,7 +25,9 @@ pub enum GrantState {
     Claimed,
     /// The rules were installed and the answer may have been given.
     Active,
-    /// The rules are being removed; the ports stay taken until they are.
+    /// The job has its answer, and its forwardings move to another gateway, whose rules may not be there yet.
+    Moving,
+    /// As version 1 wrote it: the rules are being removed. Today a [`Closing`] of its own says so.
     Closing,
 }
 
@@ -71,18 +73,87 @@ impl Grant {
 
     /// How many ports it holds.
     pub fn ports(&self) -> u32 {
-        self.spans.iter().map(|span| u32::from(span.count)).sum()
+        count(&self.spans)
     }
 
     /// The blocks of the gateway that hold its ports.
     pub fn blocks(&self) -> BTreeSet<u16> {
-        self.spans.iter().map(|span| span.block()).collect()
+        blocks(&self.spans)
     }
 
-    /// The buckets that hold its nodes.
-    pub fn buckets(&self) -> BTreeSet<u16> {
-        buckets(&self.nodes)
+    /// Where its users find it, for the job's next run.
+    pub fn former(&self) -> Former {
+        let external = self.spans.iter().flat_map(|span| span.external_range().ports()).collect();
+        Former { gateway: self.gateway.clone(), external }
     }
+
+    /// What is left to be done on its gateway when it ends there; `nodes`: where its internal ports are taken until then.
+    pub fn closing(&self, nodes: Vec<String>, now: Timestamp) -> Closing {
+        Closing {
+            version: GRANT_VERSION,
+            cluster: self.cluster.clone(),
+            gateway: self.gateway.clone(),
+            job: self.job,
+            nodes,
+            spans: self.spans.clone(),
+            since: now,
+        }
+    }
+}
+
+/// Forwardings that have to be removed from a gateway. Their ports stay taken until that is done for certain, however long the gateway
+/// does not answer.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct Closing {
+    /// The version of this record's form.
+    pub version: u32,
+    /// The cluster that it belongs to.
+    pub cluster: String,
+    /// The gateway's internal address.
+    pub gateway: String,
+    /// The job that had them.
+    pub job: u64,
+    /// The nodes on which the internal ports are taken as well; none when the job goes on with these behind another gateway.
+    pub nodes: Vec<String>,
+    /// The ports.
+    pub spans: Vec<Span>,
+    /// When they were given up.
+    pub since: Timestamp,
+}
+
+impl Closing {
+    /// How many external ports it holds.
+    pub fn ports(&self) -> u32 {
+        count(&self.spans)
+    }
+
+    /// The blocks of the gateway that hold its ports.
+    pub fn blocks(&self) -> BTreeSet<u16> {
+        blocks(&self.spans)
+    }
+
+    /// The first external port, which names it.
+    pub fn first_port(&self) -> u16 {
+        self.spans.first().map_or(0, |span| span.external)
+    }
+}
+
+/// Where the users of a job's earlier run found it: the next run is to be found there too, if that is possible.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Former {
+    /// The gateway's internal address.
+    pub gateway: String,
+    /// Its external ports, in the order of the job's variables.
+    pub external: Vec<u16>,
+}
+
+fn count(spans: &[Span]) -> u32 {
+    spans.iter().map(|span| u32::from(span.count)).sum()
+}
+
+fn blocks(spans: &[Span]) -> BTreeSet<u16> {
+    spans.iter().map(|span| span.block()).collect()
 }
 
 /// One forwarding of a gateway block.
@@ -138,14 +209,14 @@ impl GatewayBlock {
         }));
     }
 
-    /// Marks a job's forwardings as to be removed.
-    pub fn close(&mut self, job: u64) {
-        self.forwardings.iter_mut().filter(|f| f.job == job).for_each(|f| f.closing = true);
+    /// Marks these forwardings of a job as to be removed.
+    pub fn close(&mut self, job: u64, spans: &[Span]) {
+        self.forwardings.iter_mut().filter(|f| f.job == job && spans.contains(&f.span)).for_each(|f| f.closing = true);
     }
 
-    /// Forgets a job's forwardings: their ports are free.
-    pub fn remove(&mut self, job: u64) {
-        self.forwardings.retain(|f| f.job != job);
+    /// Forgets these forwardings of a job: their ports are free.
+    pub fn remove(&mut self, job: u64, spans: &[Span]) {
+        self.forwardings.retain(|f| !(f.job == job && f.closing && spans.contains(&f.span)));
     }
 
     /// The external ports that are taken.
@@ -191,9 +262,15 @@ impl NodeBucket {
         }
     }
 
-    /// Forgets a job's ports.
-    pub fn remove(&mut self, job: u64) {
-        self.nodes.values_mut().for_each(|taken| taken.retain(|ports| ports.job != job));
+    /// Forgets these ports of a job on some nodes. A range goes by its first port: a move may have cut the same ports into other spans.
+    pub fn remove(&mut self, job: u64, nodes: &[String], spans: &[Span]) {
+        let mut ports = PortSet::default();
+        spans.iter().for_each(|span| ports.insert_range(span.internal_range()));
+        for node in nodes {
+            if let Some(taken) = self.nodes.get_mut(node) {
+                taken.retain(|entry| entry.job != job || !ports.contains(entry.ports.lo));
+            }
+        }
         self.nodes.retain(|_, taken| !taken.is_empty());
     }
 
@@ -203,6 +280,36 @@ impl NodeBucket {
             set.insert_range(taken.ports);
         }
     }
+}
+
+/// Written while a gateway does not answer the watcher.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct Silence {
+    /// The version of this record's form.
+    pub version: u32,
+    /// The cluster that it belongs to.
+    pub cluster: String,
+    /// The gateway's internal address.
+    pub gateway: String,
+    /// When it first did not answer.
+    pub since: Timestamp,
+    /// What the watcher was told instead.
+    pub reason: String,
+}
+
+/// Written while an admin has drained a gateway: nothing new goes there.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct Drain {
+    /// The version of this record's form.
+    pub version: u32,
+    /// The cluster that it belongs to.
+    pub cluster: String,
+    /// The gateway's internal address.
+    pub gateway: String,
+    /// Since when.
+    pub since: Timestamp,
 }
 
 /// How many ports a gateway forwards, for the choice of the least loaded.
@@ -257,9 +364,13 @@ mod tests {
         let mut block = GatewayBlock::new("default", "10.0.0.1", 501);
         block.add(&grant());
         assert_eq!(block.taken().collect::<Vec<_>>(), [50100, 50101]);
-        block.close(17);
+        block.remove(17, &grant().spans);
+        assert_eq!(block.taken().count(), 2, "only what was closed is removed");
+        block.close(17, &grant().spans);
         assert_eq!(block.taken().count(), 2, "a closing forwarding still takes its ports");
-        block.remove(17);
+        block.remove(17, &grant().spans[..1]);
+        assert_eq!(block.taken().count(), 2, "another span of the job");
+        block.remove(17, &grant().spans);
         assert_eq!(block.taken().count(), 0);
     }
 
@@ -274,7 +385,11 @@ mod tests {
         };
         assert!(taken("c0", &ports));
         assert!(!taken("c9", &ports));
-        ports.remove(17);
+        ports.remove(17, &["c0".into()], &[Span { external: 1, internal: 51000, count: 9 }]);
+        assert!(taken("c0", &ports), "other ports of the job");
+        // As after a move that needed single ports.
+        let cut = [(1, 50099), (7, 50100), (9, 50101)].map(|(external, internal)| Span { external, internal, count: 1 });
+        ports.remove(17, &["c0".into()], &cut);
         assert!(!taken("c0", &ports) && ports.nodes.is_empty());
     }
 

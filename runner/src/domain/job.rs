@@ -5,13 +5,14 @@
 //!     └────────────┴─────────────┴──────────────┴────────────┘ (any state may end)
 //! ```
 
+use super::grant::Former;
 use crate::error::{Error, Result};
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
 /// The version of the job record that this program writes.
-pub const JOB_VERSION: u32 = 1;
+pub const JOB_VERSION: u32 = 2;
 
 /// Where a job is on its way, as front ends see it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
@@ -103,8 +104,14 @@ pub struct Job {
     pub message: String,
     /// Somebody asked for its end; a scheduler's job that turns up later is cancelled.
     pub cancel_requested: bool,
+    /// Who submitted it will ask again under the same key: a lost answer of the scheduler's is waited for.
+    pub repeatable: bool,
     /// The last known forwardings.
     pub services: Vec<Service>,
+    /// Where users found an earlier run of it.
+    pub former: Option<Former>,
+    /// Why nobody can say whether users get through at present; nothing while its gateway answers.
+    pub gateway_trouble: Option<String>,
     /// All that the scheduler tells.
     pub details: serde_json::Map<String, serde_json::Value>,
     /// When the front end's request was taken.
@@ -136,7 +143,10 @@ impl Default for Job {
             exit_code: None,
             message: String::new(),
             cancel_requested: false,
+            repeatable: false,
             services: Vec::new(),
+            former: None,
+            gateway_trouble: None,
             details: serde_json::Map::new(),
             submitted_at: None,
             started_at: None,
@@ -222,6 +232,7 @@ impl Job {
         self.started_at = None;
         self.available_at = None;
         self.services.clear();
+        self.gateway_trouble = None;
         self.message = match &seen.reason {
             Some(reason) => format!("waiting for the scheduler: {reason}"),
             None => "waiting for the scheduler".into(),
@@ -265,19 +276,29 @@ impl Job {
         self.exit_code = exit_code.filter(|_| outcome != Outcome::Cancelled || self.started_at.is_some());
         self.message = message.to_owned();
         self.token = None;
+        self.gateway_trouble = None;
         self.finished_at = Some(now);
     }
 
-    /// Its gateway cannot be asked, for this reason: nobody can say that users get through.
-    pub fn loses_gateway(&mut self, reason: &str) {
+    /// Its gateway has not answered for a while, for this reason: what is known of it stays as it is, and is called stale.
+    pub fn gateway_is_silent(&mut self, reason: &str) {
+        if matches!(self.state, State::Running | State::Available) {
+            self.gateway_trouble = Some(reason.to_owned());
+        }
+    }
+
+    /// Its forwardings are on their way to another gateway: for now nobody gets through.
+    pub fn moves(&mut self) {
+        self.gateway_trouble = None;
         if self.state == State::Available {
             self.state = State::Running;
-            self.message = format!("users may not get through: {reason}");
+            self.message = "its forwardings move to another gateway; the address changes".into();
         }
     }
 
     /// A forwarded port accepts connections, or none does any more. Changes only jobs that run.
     pub fn listens(&mut self, services: Option<Vec<Service>>, now: Timestamp) {
+        self.gateway_trouble = None;
         match (self.state, services) {
             (State::Running | State::Available, Some(services)) => {
                 self.state = State::Available;

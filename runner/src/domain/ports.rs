@@ -156,6 +156,11 @@ impl Plan {
         internal.saturating_add(self.offset())
     }
 
+    /// The internal port that goes with an external one, if that is one of the plan's.
+    pub fn internal_of(self, external: u16) -> Option<u16> {
+        external.checked_sub(self.offset()).filter(|&port| self.internal().contains(port))
+    }
+
     /// The blocks of external ports that internal ports `window` need.
     pub fn blocks(self, window: PortRange) -> std::ops::RangeInclusive<u16> {
         self.external(window.lo) / BLOCK..=self.external(window.hi) / BLOCK
@@ -203,15 +208,24 @@ pub fn choose(free: &[u16], count: usize) -> Option<Vec<u16>> {
 
 /// Internal ports (ascending) as spans; a span never leaves its block of external ports.
 pub fn spans(internal: &[u16], plan: Plan) -> Vec<Span> {
+    spans_of(internal.iter().map(|&port| (port, plan.external(port))))
+}
+
+/// Pairs of internal and external ports (both ascending) as spans; a span never leaves its block of external ports.
+pub fn spans_of(pairs: impl IntoIterator<Item = (u16, u16)>) -> Vec<Span> {
     let mut spans: Vec<Span> = Vec::new();
-    for &port in internal {
-        let external = plan.external(port);
+    for (internal, external) in pairs {
         match spans.last_mut() {
-            Some(last) if last.internal + last.count == port && external / BLOCK == last.block() => last.count += 1,
-            _ => spans.push(Span { external, internal: port, count: 1 }),
+            Some(last) if continues(last, internal, external) => last.count += 1,
+            _ => spans.push(Span { external, internal, count: 1 }),
         }
     }
     spans
+}
+
+fn continues(last: &Span, internal: u16, external: u16) -> bool {
+    let next = |first: u16| u32::from(first) + u32::from(last.count);
+    next(last.internal) == u32::from(internal) && next(last.external) == u32::from(external) && external / BLOCK == last.block()
 }
 
 #[cfg(test)]
@@ -241,6 +255,13 @@ mod tests {
     fn spans_break_at_gaps_and_at_block_borders() {
         let span = |external, count| Span { external, internal: external, count };
         assert_eq!(spans(&[50098, 50099, 50100, 50103], PLAN), [span(50098, 2), span(50100, 1), span(50103, 1)]);
+    }
+
+    #[test]
+    fn pairs_that_do_not_go_together_are_spans_of_their_own() {
+        let pairs = [(50000, 50010), (50001, 50011), (50002, 50050), (50004, 50051)];
+        let span = |external, internal, count| Span { external, internal, count };
+        assert_eq!(spans_of(pairs), [span(50010, 50000, 2), span(50050, 50002, 1), span(50051, 50004, 1)]);
     }
 
     #[test]
@@ -276,7 +297,7 @@ mod tests {
             prop_assert_eq!(back, ports);
             for span in spans {
                 prop_assert_eq!(span.external_range().hi / BLOCK, span.block());
-                prop_assert!(span.pairs().all(|(i, e)| e == plan.external(i)));
+                prop_assert!(span.pairs().all(|(i, e)| e == plan.external(i) && plan.internal_of(e) == Some(i)));
             }
         }
     }

@@ -9,7 +9,7 @@ use crate::config::Secret;
 use crate::domain::job::{Job, State, parse_job_id};
 use crate::domain::text;
 use crate::error::{Error, ErrorKind, Result};
-use crate::jobs::{Jobs, NewJob};
+use crate::jobs::{Jobs, NewJob, View};
 use serde_json::{Map, Value, json};
 use std::sync::Arc;
 
@@ -67,10 +67,11 @@ impl Api {
         if let Some(kind) = request.header("content-type").filter(|kind| !is_json(kind)) {
             return Ok(Response::problem(415, &format!("the body must be application/json, not {}", printable(kind))));
         }
+        let key = request.header("idempotency-key").map(check_key).transpose()?;
         let new = read_job(&request.body)?;
         let _slot = self.slots.take()?;
-        let job = self.jobs.submit(new)?;
-        Ok(Response::json(200, &json!({"job-id": job.id.to_string()})))
+        let id = self.jobs.submit(&new, key)?;
+        Ok(Response::json(200, &json!({"job-id": id.to_string()})))
     }
 
     fn list(&self) -> Result<Response> {
@@ -93,6 +94,12 @@ impl Api {
             Err(error) => Err(error),
         }
     }
+}
+
+/// A name that the front end gives to its request, so that it may repeat it.
+fn check_key(key: &str) -> Result<&str> {
+    let good = (1..=255).contains(&key.len()) && key.bytes().all(|byte| byte.is_ascii_graphic() || byte == b' ');
+    good.then_some(key).ok_or_else(|| Error::bad_input("Idempotency-Key: it must be 1 to 255 printable ASCII characters"))
 }
 
 fn is_json(kind: &str) -> bool {
@@ -127,7 +134,8 @@ fn printable(text: &str) -> String {
 }
 
 /// A job as front ends see it.
-pub fn job_object(job: &Job) -> Value {
+pub fn job_object(view: &View) -> Value {
+    let job = &view.job;
     let mut object = Map::new();
     let mut add = |name: &str, value: Value| drop(object.insert(name.to_owned(), value));
     add("job-id", job.id.to_string().into());
@@ -136,11 +144,13 @@ pub fn job_object(job: &Job) -> Value {
     add("state", json!(job.state));
     add("services", services(job));
     add("details", job.details.clone().into());
-    add("message", job.message.clone().into());
+    add("message", message(view).into());
+    add("stale", view.stale.is_some().into());
     add("scheduler-job-id", json!(job.scheduler_job_id));
     add("outcome", json!(job.outcome));
     add("exit-code", json!(job.exit_code));
     for (name, time) in [
+        ("observed-at", view.observed_at),
         ("submitted-at", job.submitted_at),
         ("started-at", job.started_at),
         ("available-at", job.available_at),
@@ -149,6 +159,14 @@ pub fn job_object(job: &Job) -> Value {
         add(name, time.map(|time| time.strftime("%Y-%m-%dT%H:%M:%SZ").to_string()).into());
     }
     object.into()
+}
+
+/// One sentence; two if what is known may no longer be so.
+fn message(view: &View) -> String {
+    match &view.stale {
+        Some(reason) => format!("{reason}; what follows may have changed: {}", view.job.message),
+        None => view.job.message.clone(),
+    }
 }
 
 /// Forwardings are shown while users can connect; the last known ones stay when all is over.
@@ -190,7 +208,7 @@ mod tests {
     #[test]
     fn a_job_object_has_every_member_that_front_ends_rely_on_and_no_token() {
         let job = Job { id: 17, token: Some("secret".into()), submitted_at: Some(jiff::Timestamp::UNIX_EPOCH), ..Job::default() };
-        let object = job_object(&job);
+        let object = job_object(&View { job, observed_at: None, stale: None });
         for member in ["job-id", "batch-script", "uid", "state", "services", "details", "scheduler-job-id", "outcome", "message"]
         {
             assert!(object.get(member).is_some(), "{member}");

@@ -4,9 +4,9 @@
 //! gateway per window, and usually the first one does.
 
 use crate::cluster::Cluster;
-use crate::domain::grant::{GRANT_VERSION, Grant, GrantState};
+use crate::domain::grant::{Former, GRANT_VERSION, Grant, GrantState};
 use crate::domain::job::Job;
-use crate::domain::ports::{BLOCK, Plan, PortRange, PortSet, candidates, choose, spans, windows};
+use crate::domain::ports::{BLOCK, Plan, PortRange, PortSet, Span, candidates, choose, spans, spans_of, windows};
 use crate::error::{Error, Result};
 use crate::gateway::{Gateway, Target};
 use crate::jobs::random;
@@ -18,9 +18,9 @@ use std::collections::BTreeSet;
 /// Round trips to the gateway at most: each one finds some ports to be open that nobody wrote down, so something is badly wrong after
 /// that many.
 const ROUNDS: usize = 24;
-/// Blocks of a window. A claim touches at most these, and a transaction has room for 64.
+/// Blocks of a window. A claim touches at most these, and a transaction has room for them twice, as moving a grant needs.
 const WINDOW_BLOCKS: u16 = 8;
-const MAX_WINDOW_BLOCKS: u16 = 60;
+const MAX_WINDOW_BLOCKS: u16 = 55;
 
 /// One search.
 pub struct Search<'a> {
@@ -29,39 +29,83 @@ pub struct Search<'a> {
     pub gateway: &'a dyn Gateway,
     pub job: &'a Job,
     pub request: &'a Request,
+    /// Where users found an earlier run.
+    pub former: Option<&'a Former>,
+}
+
+/// How the external ports follow from the internal ones.
+#[derive(Clone, Copy)]
+enum Outside<'a> {
+    /// By the gateway's plan.
+    Planned,
+    /// They are given; the internal ones may be any.
+    Kept(&'a [u16]),
 }
 
 impl Search<'_> {
-    /// Finds ports and claims them.
+    /// Finds ports and claims them: the external ones of the job's earlier run, where they are free.
     pub fn run(&self) -> Result<Grant> {
-        let wanted = self.request.ports as usize;
+        if let Some(kept) = self.kept()?
+            && let Some(grant) = self.search(Outside::Kept(&kept))?
+        {
+            return Ok(grant);
+        }
+        let nothing =
+            || Error::busy(format!("no {} free ports on gateway {} and the job's nodes", self.wanted(), self.gateway.address()));
+        self.search(Outside::Planned)?.ok_or_else(nothing)
+    }
+
+    fn wanted(&self) -> usize {
+        self.request.ports as usize
+    }
+
+    fn search(&self, outside: Outside) -> Result<Option<Grant>> {
         let mut busy = PortSet::default();
         let mut rounds = 0;
-        for window in self.windows()? {
+        for window in self.windows(outside)? {
             while rounds < ROUNDS {
-                let candidates = self.candidates(window, wanted, &busy)?;
-                if candidates.len() < wanted {
+                let candidates = self.candidates(window, outside, &busy)?;
+                if candidates.len() < self.wanted() {
                     break;
                 }
                 rounds += 1;
-                self.probe(&candidates, &mut busy)?;
+                self.probe(&candidates, outside, &mut busy)?;
                 let free: Vec<u16> = candidates.into_iter().filter(|&port| !busy.contains(port)).collect();
-                let Some(chosen) = choose(&free, wanted) else { continue };
-                let grant = self.grant(&chosen);
+                let Some(chosen) = choose(&free, self.wanted()) else { continue };
+                let grant = self.grant(&chosen, outside);
                 if self.store.claim(&grant)? {
-                    return Ok(grant);
+                    return Ok(Some(grant));
                 }
                 self.give_way()?;
             }
         }
-        Err(Error::busy(format!("no {wanted} free ports on gateway {} and the job's nodes", self.gateway.address())))
+        Ok(None)
+    }
+
+    /// The external ports of the job's earlier run, if it had as many and they are free.
+    fn kept(&self) -> Result<Option<Vec<u16>>> {
+        let Some(former) = self.former.filter(|former| former.external.len() == self.wanted()) else { return Ok(None) };
+        let mut kept = former.external.clone();
+        kept.sort_unstable();
+        let blocks: BTreeSet<u16> = kept.iter().map(|port| port / BLOCK).collect();
+        if blocks.len() > usize::from(MAX_WINDOW_BLOCKS) || !kept.iter().all(|&port| self.cluster.ports.contains(port)) {
+            return Ok(None);
+        }
+        let taken = self.store.ledger(&self.cluster.name, self.gateway.address(), &blocks, &[])?.taken(&[]);
+        if kept.iter().any(|&port| taken.external.contains(port)) {
+            return Ok(None);
+        }
+        let here = |span: &Span| Target { host: self.gateway.address().to_owned(), ports: span.external_range() };
+        let targets: Vec<Target> = spans_of(kept.iter().map(|&port| (port, port))).iter().map(here).collect();
+        let in_use = !self.gateway.probe(&targets)?.open.is_empty();
+        Ok((!in_use).then_some(kept))
     }
 
     /// Debugging aid: always the first ports of the range, whatever listens there.
     pub fn fixed(&self) -> Result<Grant> {
         let first = self.plan().internal().lo;
         let last = first.saturating_add(u16::try_from(self.request.ports).unwrap_or(u16::MAX) - 1);
-        let grant = self.grant(&(first..=last).collect::<Vec<_>>());
+        let grant = self.grant(&(first..=last).collect::<Vec<_>>(), Outside::Planned);
         if self.store.claim(&grant)? {
             return Ok(grant);
         }
@@ -84,7 +128,9 @@ impl Search<'_> {
 
     /// The whole range in windows, beginning anywhere: jobs that start together do not meet, nor do several installations on one
     /// machine. A small request lies within one block.
-    fn windows(&self) -> Result<Vec<PortRange>> {
+    ///
+    /// For external ports that are given, the internal ones that go with them by plan come first.
+    fn windows(&self, outside: Outside) -> Result<Vec<PortRange>> {
         let range = self.plan().internal();
         let ports = u16::try_from(self.request.ports).unwrap_or(u16::MAX);
         let step = (ports / BLOCK * 2 + WINDOW_BLOCKS).min(MAX_WINDOW_BLOCKS) * BLOCK;
@@ -93,22 +139,32 @@ impl Search<'_> {
         let within = random(usize::from(BLOCK.saturating_sub(ports)).min(range.len()))?;
         let start = u64::from(range.lo) + block * u64::from(BLOCK) + within;
         let start = u16::try_from(start).unwrap_or(range.hi).min(range.hi);
-        Ok(windows(range, step, start, ports))
+        let mut all = windows(range, step, start, ports);
+        if let Outside::Kept(kept) = outside
+            && let (Some(&first), Some(&last)) = (kept.first(), kept.last())
+            && let (Some(lo), Some(hi)) = (self.plan().internal_of(first), self.plan().internal_of(last))
+            && hi - lo < MAX_WINDOW_BLOCKS * BLOCK
+        {
+            all.insert(0, PortRange { lo, hi });
+        }
+        Ok(all)
     }
 
     /// Some more than needed, since one of them may turn out to be in use.
-    fn candidates(&self, window: PortRange, wanted: usize, busy: &PortSet) -> Result<Vec<u16>> {
-        let plan = self.plan();
+    fn candidates(&self, window: PortRange, outside: Outside, busy: &PortSet) -> Result<Vec<u16>> {
+        let (plan, wanted) = (self.plan(), self.wanted());
         let blocks: BTreeSet<u16> = plan.blocks(window).collect();
         let ledger = self.store.ledger(&self.cluster.name, self.gateway.address(), &blocks, &self.request.nodes)?;
         let taken = ledger.taken(&self.request.nodes);
-        let unusable =
-            |port| busy.contains(port) || taken.internal.contains(port) || taken.external.contains(plan.external(port));
+        let planned = matches!(outside, Outside::Planned);
+        let unusable = |port| {
+            busy.contains(port) || taken.internal.contains(port) || (planned && taken.external.contains(plan.external(port)))
+        };
         Ok(candidates(window, wanted + wanted / 4 + 4, unusable))
     }
 
     /// Adds those of `ports` to `busy` that somebody listens on: on any node, by either of its names, or on the gateway itself.
-    fn probe(&self, ports: &[u16], busy: &mut PortSet) -> Result<()> {
+    fn probe(&self, ports: &[u16], outside: Outside, busy: &mut PortSet) -> Result<()> {
         let plan = self.plan();
         let must_answer: BTreeSet<String> = self.request.nodes.iter().map(|node| self.target(node)).collect();
         let nodes = must_answer.iter().chain(&self.request.nodes).cloned().collect::<BTreeSet<_>>();
@@ -116,7 +172,9 @@ impl Search<'_> {
         let mut targets: Vec<Target> = Vec::new();
         for span in &ranges {
             targets.extend(nodes.iter().map(|host| Target { host: host.clone(), ports: span.internal_range() }));
-            targets.push(Target { host: self.gateway.address().to_owned(), ports: span.external_range() });
+            if matches!(outside, Outside::Planned) {
+                targets.push(Target { host: self.gateway.address().to_owned(), ports: span.external_range() });
+            }
         }
         let probe = self.gateway.probe(&targets)?;
         if let Some(host) = probe.unreachable.intersection(&must_answer).next() {
@@ -133,7 +191,11 @@ impl Search<'_> {
         format!("{node}{}", self.cluster.hostname_suffix)
     }
 
-    fn grant(&self, ports: &[u16]) -> Grant {
+    fn grant(&self, ports: &[u16], outside: Outside) -> Grant {
+        let spans = match outside {
+            Outside::Planned => spans(ports, self.plan()),
+            Outside::Kept(kept) => spans_of(ports.iter().copied().zip(kept.iter().copied())),
+        };
         Grant {
             version: GRANT_VERSION,
             cluster: self.cluster.name.clone(),
@@ -146,7 +208,7 @@ impl Search<'_> {
             external_ip: self.gateway.external_ip().to_owned(),
             nodes: self.request.nodes.clone(),
             target: self.request.nodes.first().map(|node| self.target(node)).unwrap_or_default(),
-            spans: spans(ports, self.plan()),
+            spans,
             granted_at: Timestamp::now(),
         }
     }

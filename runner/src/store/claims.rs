@@ -2,9 +2,10 @@
 //! taken by one job or by none.
 
 use super::{Change, Store, decode, keys, put};
-use crate::domain::grant::{GRANT_VERSION, GatewayBlock, GatewayLoad, Grant, GrantState, NodeBucket, buckets};
+use crate::domain::grant::{Closing, GRANT_VERSION, GatewayBlock, GatewayLoad, Grant, NodeBucket, buckets};
 use crate::domain::ports::PortSet;
 use crate::error::{Error, Result};
+use jiff::Timestamp;
 use serde::de::DeserializeOwned;
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -39,28 +40,27 @@ impl Ledger {
         self.buckets.iter_mut().for_each(|(bucket, _)| bucket.add(grant));
     }
 
-    fn close(&mut self, job: u64) {
-        self.blocks.iter_mut().for_each(|(block, _)| block.close(job));
+    fn close(&mut self, closing: &Closing) {
+        self.blocks.iter_mut().for_each(|(block, _)| block.close(closing.job, &closing.spans));
     }
 
-    fn remove(&mut self, grant: &Grant) {
-        self.load.0.ports = self.load.0.ports.saturating_sub(grant.ports());
-        self.blocks.iter_mut().for_each(|(block, _)| block.remove(grant.job));
-        self.buckets.iter_mut().for_each(|(bucket, _)| bucket.remove(grant.job));
+    fn remove(&mut self, closing: &Closing) {
+        self.load.0.ports = self.load.0.ports.saturating_sub(closing.ports());
+        self.blocks.iter_mut().for_each(|(block, _)| block.remove(closing.job, &closing.spans));
+        self.buckets.iter_mut().for_each(|(bucket, _)| bucket.remove(closing.job, &closing.nodes, &closing.spans));
     }
 
-    /// A change that writes all of it back, if nobody else has changed any of it. Empty ledgers are deleted.
-    fn change(&self, cluster: &str) -> Result<Change> {
-        let mut change = Change::default();
+    /// Adds to `change` that all of it is written back, if nobody else has changed any of it. Empty ledgers are deleted.
+    fn write(&self, cluster: &str, change: &mut Change) -> Result<()> {
         let gateway = &self.load.0.gateway;
-        write(&mut change, keys::load(cluster, gateway), self.load.1, &self.load.0, self.load.0.ports == 0)?;
+        write(change, keys::load(cluster, gateway), self.load.1, &self.load.0, self.load.0.ports == 0)?;
         for (block, version) in &self.blocks {
-            write(&mut change, keys::block(cluster, gateway, block.block), *version, block, block.forwardings.is_empty())?;
+            write(change, keys::block(cluster, gateway, block.block), *version, block, block.forwardings.is_empty())?;
         }
         for (bucket, version) in &self.buckets {
-            write(&mut change, keys::bucket(cluster, bucket.bucket), *version, bucket, bucket.nodes.is_empty())?;
+            write(change, keys::bucket(cluster, bucket.bucket), *version, bucket, bucket.nodes.is_empty())?;
         }
-        Ok(change)
+        Ok(())
     }
 }
 
@@ -75,13 +75,6 @@ fn write<T: serde::Serialize>(change: &mut Change, key: String, version: u64, va
 }
 
 impl Store {
-    /// How many ports each gateway forwards, in the order of `gateways`.
-    pub fn loads(&self, cluster: &str, gateways: &[&str]) -> Result<Vec<u32>> {
-        let keys: Vec<String> = gateways.iter().map(|gateway| keys::load(cluster, gateway)).collect();
-        let loads = self.read_all::<GatewayLoad>(&keys)?;
-        Ok(loads.into_iter().map(|(load, _)| load.map_or(0, |load| load.ports)).collect())
-    }
-
     /// The ledgers of these blocks of a gateway, and of these nodes.
     pub fn ledger(&self, cluster: &str, gateway: &str, blocks: &BTreeSet<u16>, nodes: &[String]) -> Result<Ledger> {
         let buckets = buckets(nodes);
@@ -115,10 +108,10 @@ impl Store {
                 return Ok(Some(false));
             }
             ledger.add(grant);
-            let mut change = ledger.change(&grant.cluster)?;
-            change.expect.push((key.clone(), 0));
+            let mut change = Change { expect: vec![(key.clone(), 0)], ..Change::default() };
             put(&mut change, &key, grant)?;
-            if self.backend.commit(&change)? {
+            ledger.write(&grant.cluster, &mut change)?;
+            if self.commit("claim", &change)? {
                 return Ok(Some(true));
             }
             Ok(self.grant(&grant.cluster, grant.job)?.map(|_| false))
@@ -136,7 +129,13 @@ impl Store {
     }
 
     /// Changes a grant without touching its ports. Returns it as it is now, if it is still there.
-    pub fn update_grant(&self, cluster: &str, job: u64, change: impl Fn(&mut Grant)) -> Result<Option<Grant>> {
+    pub fn update_grant(
+        &self,
+        cluster: &str,
+        job: u64,
+        effect: &'static str,
+        change: impl Fn(&mut Grant),
+    ) -> Result<Option<Grant>> {
         let key = keys::grant(cluster, job);
         self.repeat(|| {
             let (Some(before), version) = self.read::<Grant>(&key)? else { return Ok(Some(None)) };
@@ -144,56 +143,81 @@ impl Store {
             change(&mut grant);
             let mut write = Change { expect: vec![(key.clone(), version)], ..Change::default() };
             put(&mut write, &key, &grant)?;
-            if grant == before || self.backend.commit(&write)? { Ok(Some(Some(grant))) } else { Ok(None) }
+            if grant == before || self.commit(effect, &write)? { Ok(Some(Some(grant))) } else { Ok(None) }
         })
     }
 
-    /// First half of the end of a grant: from now on its rules are to go; its ports stay taken. Fine if that is so already, or the grant is
-    /// another run's by now.
-    pub fn close_grant(&self, grant: &Grant) -> Result<()> {
-        self.end_grant(
-            grant,
-            |current| current.state != GrantState::Closing,
-            |ledger, change, key, current| {
-                ledger.close(current.job);
-                *change = ledger.change(&current.cluster)?;
-                put(change, key, &Grant { state: GrantState::Closing, ..current.clone() })
-            },
-        )
-    }
-
-    /// Second half: the rules are gone, the ports are free. Fine if that is so already.
-    pub fn release_grant(&self, grant: &Grant) -> Result<()> {
-        self.end_grant(
-            grant,
-            |_| true,
-            |ledger, change, key, current| {
-                ledger.remove(current);
-                *change = ledger.change(&current.cluster)?;
-                change.delete.push(key.to_owned());
-                Ok(())
-            },
-        )
-    }
-
-    /// Does `step` to the grant as it is now, if it is still the one that the caller means, and `due` says that there is anything to do.
-    fn end_grant(
-        &self,
-        grant: &Grant,
-        due: impl Fn(&Grant) -> bool,
-        step: impl Fn(&mut Ledger, &mut Change, &str, &Grant) -> Result<()>,
-    ) -> Result<()> {
+    /// Ends a grant: its rules are to go, and its ports stay taken until they are gone, which the closing that is returned stands for. Nothing
+    /// if the grant has ended already, or is another one by now.
+    pub fn close_grant(&self, grant: &Grant) -> Result<Option<Closing>> {
         let _turn = self.turn()?;
         let key = keys::grant(&grant.cluster, grant.job);
         self.repeat(|| {
             let (current, version) = self.read::<Grant>(&key)?;
-            let Some(current) = current.filter(|current| same_claim(current, grant) && due(current)) else { return Ok(Some(())) };
-            let mut ledger = self.ledger(&current.cluster, &current.gateway, &current.blocks(), &current.nodes)?;
-            let mut change = Change::default();
-            step(&mut ledger, &mut change, &key, &current)?;
-            change.expect.push((key.clone(), version));
-            Ok(self.backend.commit(&change)?.then_some(()))
+            let Some(current) = current.filter(|current| same_claim(current, grant)) else { return Ok(Some(None)) };
+            let mut change = Change { expect: vec![(key.clone(), version)], delete: vec![key.clone()], ..Change::default() };
+            let closing = current.closing(current.nodes.clone(), Timestamp::now());
+            self.put_closing(&closing, &mut change)?;
+            Ok(self.commit("close", &change)?.then_some(Some(closing)))
         })
+    }
+
+    /// Adds to `change` that these forwardings are to go.
+    fn put_closing(&self, closing: &Closing, change: &mut Change) -> Result<()> {
+        let mut ledger = self.ledger(&closing.cluster, &closing.gateway, &closing.blocks(), &closing.nodes)?;
+        ledger.close(closing);
+        ledger.write(&closing.cluster, change)?;
+        put(change, &keys::closing(&closing.cluster, &closing.gateway, closing.first_port()), closing)
+    }
+
+    /// The rules are gone from the gateway: the ports are free. Fine if that is so already.
+    pub fn release(&self, closing: &Closing) -> Result<()> {
+        let _turn = self.turn()?;
+        let key = keys::closing(&closing.cluster, &closing.gateway, closing.first_port());
+        self.repeat(|| {
+            let (current, version) = self.read::<Closing>(&key)?;
+            if current.as_ref() != Some(closing) {
+                return Ok(Some(()));
+            }
+            let mut ledger = self.ledger(&closing.cluster, &closing.gateway, &closing.blocks(), &closing.nodes)?;
+            ledger.remove(closing);
+            let mut change = Change { expect: vec![(key.clone(), version)], delete: vec![key.clone()], ..Change::default() };
+            ledger.write(&closing.cluster, &mut change)?;
+            Ok(self.commit("release", &change)?.then_some(()))
+        })
+    }
+
+    /// Moves a grant to another gateway in one step: `to` holds the ports there, and what `from` had on its gateway is closing. `false`
+    /// when the grant has changed or ended meanwhile, or an external port is taken there.
+    pub fn move_grant(&self, from: &Grant, to: &Grant) -> Result<bool> {
+        let _turn = self.turn()?;
+        let key = keys::grant(&from.cluster, from.job);
+        self.repeat(|| {
+            let (current, version) = self.read::<Grant>(&key)?;
+            let Some(current) = current.filter(|current| same_claim(current, from)) else { return Ok(Some(false)) };
+            // The job's internal ports stay as they are.
+            let mut ledger = self.ledger(&to.cluster, &to.gateway, &to.blocks(), &[])?;
+            let taken = ledger.taken(&[]);
+            if to.spans.iter().flat_map(|span| span.external_range().ports()).any(|port| taken.external.contains(port)) {
+                return Ok(Some(false));
+            }
+            ledger.add(to);
+            let mut change = Change { expect: vec![(key.clone(), version)], ..Change::default() };
+            put(&mut change, &key, to)?;
+            ledger.write(&to.cluster, &mut change)?;
+            self.put_closing(&current.closing(Vec::new(), Timestamp::now()), &mut change)?;
+            Ok(self.commit("move", &change)?.then_some(true))
+        })
+    }
+
+    /// What has to be removed from a gateway.
+    pub fn closings(&self, cluster: &str, gateway: &str) -> Result<Vec<Closing>> {
+        self.scan(&keys::closings(cluster, gateway))
+    }
+
+    /// All that is taken on the nodes of a cluster.
+    pub fn node_buckets(&self, cluster: &str) -> Result<Vec<NodeBucket>> {
+        self.scan(&keys::buckets(cluster))
     }
 
     /// All blocks of a gateway that hold anything.
@@ -212,7 +236,7 @@ impl Store {
         Ok(found.into_iter().zip(blocks).map(or_empty).collect())
     }
 
-    fn read_all<T: DeserializeOwned>(&self, wanted: &[String]) -> Result<Vec<(Option<T>, u64)>> {
+    pub(super) fn read_all<T: DeserializeOwned>(&self, wanted: &[String]) -> Result<Vec<(Option<T>, u64)>> {
         let mut all = Vec::with_capacity(wanted.len());
         for chunk in wanted.chunks(100) {
             for (found, key) in self.backend.get(chunk)?.into_iter().zip(chunk) {

@@ -3,6 +3,9 @@
 /// The next job id.
 pub const COUNTER: &str = "next-job-id";
 
+/// What tells this installation's jobs from those of others on the same scheduler.
+pub const INSTALLATION: &str = "installation";
+
 pub fn jobs(cluster: &str) -> String {
     format!("clusters/{cluster}/jobs/")
 }
@@ -41,4 +44,50 @@ pub fn block(cluster: &str, gateway: &str, block: u16) -> String {
 
 pub fn bucket(cluster: &str, bucket: u16) -> String {
     format!("clusters/{cluster}/nodes/{bucket}")
+}
+
+/// What was answered under an idempotency key, which strangers choose: hence its digest.
+pub fn repeatable(cluster: &str, digest: &str) -> String {
+    format!("clusters/{cluster}/keys/{digest}")
+}
+
+pub fn all_repeatable(cluster: &str) -> String {
+    format!("clusters/{cluster}/keys/")
+}
+
+pub fn owner(cluster: &str, user: &str) -> String {
+    format!("clusters/{cluster}/owners/{user}")
+}
+
+pub fn owners(cluster: &str) -> String {
+    format!("clusters/{cluster}/owners/")
+}
+
+pub fn buckets(cluster: &str) -> String {
+    format!("clusters/{cluster}/nodes/")
+}
+
+pub fn heard(cluster: &str) -> String {
+    format!("clusters/{cluster}/heard")
+}
+
+pub fn closings(cluster: &str, gateway: &str) -> String {
+    format!("clusters/{cluster}/gateways/{gateway}/closing/")
+}
+
+/// External ports belong to one job at a time, so the first one names it all.
+pub fn closing(cluster: &str, gateway: &str, first_port: u16) -> String {
+    format!("clusters/{cluster}/gateways/{gateway}/closing/{first_port}")
+}
+
+pub fn silent(cluster: &str, gateway: &str) -> String {
+    format!("clusters/{cluster}/gateways/{gateway}/silent")
+}
+
+pub fn drain(cluster: &str, gateway: &str) -> String {
+    format!("clusters/{cluster}/gateways/{gateway}/drain")
+}
+
+pub fn gateways(cluster: &str) -> String {
+    format!("clusters/{cluster}/gateways/")
 }

@@ -7,15 +7,18 @@
 mod claims;
 pub mod embedded;
 pub mod etcd;
+mod gateways;
+mod jobs;
 mod keys;
 mod limits;
 mod turns;
 
 pub use claims::{Ledger, Taken};
+pub use gateways::Condition;
+pub use jobs::{Created, Owner, RepeatKey, Repeatable};
 
-use crate::domain::job::{Job, State};
+use crate::effect;
 use crate::error::{Error, Result};
-use jiff::Timestamp;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use std::time::{Duration, Instant};
 use turns::{Turn, Turns};
@@ -64,7 +67,7 @@ pub trait Backend: Send + Sync {
 pub const LEASE_SECONDS: u64 = 6;
 
 /// The newest form of records that this program knows. A newer program's records are left alone.
-const RECORD_VERSION: u32 = 1;
+const RECORD_VERSION: u32 = 2;
 
 /// How often a change is made again after somebody else was faster. Each time somebody got on, so this is hardly ever reached.
 const ATTEMPTS: usize = 200;
@@ -78,13 +81,6 @@ pub struct Store {
     backend: Box<dyn Backend>,
     /// Takes turns where threads of one program would only defeat each other's changes.
     turns: Turns,
-}
-
-/// The next job id, for all clusters together.
-#[derive(Serialize, Deserialize)]
-struct Counter {
-    version: u32,
-    next: u64,
 }
 
 impl Store {
@@ -108,60 +104,9 @@ impl Store {
         self.backend.get(&[keys::COUNTER.to_owned()]).map(drop)
     }
 
-    /// Writes down a new job, which `build` makes from its id.
-    pub fn create_job(&self, build: impl Fn(u64) -> Job) -> Result<Job> {
-        let _turn = self.turn()?;
-        self.repeat(|| {
-            let (counter, version) = self.read::<Counter>(keys::COUNTER)?;
-            let id = counter.map_or(1, |counter| counter.next);
-            let job = build(id);
-            let key = keys::job(&job.cluster, id);
-            let mut change = Change { expect: vec![(keys::COUNTER.into(), version), (key.clone(), 0)], ..Change::default() };
-            put(&mut change, keys::COUNTER, &Counter { version: 1, next: id + 1 })?;
-            put(&mut change, &key, &job)?;
-            Ok(self.backend.commit(&change)?.then_some(job))
-        })
-    }
-
-    /// A job of one of these clusters, finished or not.
-    pub fn job(&self, clusters: &[&str], id: u64) -> Result<Option<Job>> {
-        let keys: Vec<String> =
-            clusters.iter().flat_map(|cluster| [keys::job(cluster, id), keys::finished(cluster, id)]).collect();
-        let found = self.backend.get(&keys)?.into_iter().zip(&keys).find_map(|(value, key)| value.map(|value| (value, key)));
-        found.map(|(value, key)| decode(key, &value.value)).transpose()
-    }
-
-    /// All jobs of a cluster that are not finished, by id.
-    pub fn active_jobs(&self, cluster: &str) -> Result<Vec<Job>> {
-        let mut jobs: Vec<Job> = self.scan(&keys::jobs(cluster))?;
-        jobs.sort_by_key(|job| job.id);
-        Ok(jobs)
-    }
-
-    /// Changes an unfinished job, however many others change it at the same time; `change` may be called repeatedly. Returns the job as it is
-    /// now, or nothing if there is no such unfinished job. A job that `change` has finished moves to the finished ones. Nothing is
-    /// written when nothing changes.
-    pub fn update_job(&self, cluster: &str, id: u64, change: impl Fn(&mut Job)) -> Result<Option<Job>> {
-        let key = keys::job(cluster, id);
-        self.repeat(|| {
-            let (Some(before), version) = self.read::<Job>(&key)? else { return Ok(Some(None)) };
-            let mut job = before.clone();
-            change(&mut job);
-            if job == before || self.backend.commit(&replacement(&key, version, &job)?)? { Ok(Some(Some(job))) } else { Ok(None) }
-        })
-    }
-
-    /// Removes the finished jobs of a cluster that ended before `before`; returns how many.
-    pub fn remove_finished(&self, cluster: &str, before: Timestamp) -> Result<usize> {
-        let old = self
-            .scan::<Job>(&keys::all_finished(cluster))?
-            .into_iter()
-            .filter(|job| job.finished_at.is_none_or(|at| at < before));
-        let keys: Vec<String> = old.map(|job| keys::finished(cluster, job.id)).collect();
-        for chunk in keys.chunks(100) {
-            self.backend.commit(&Change { delete: chunk.to_vec(), ..Change::default() })?;
-        }
-        Ok(keys.len())
+    /// Every change goes through here. `effect` says what it does, so that tests can end the program before and after it.
+    fn commit(&self, effect: &'static str, change: &Change) -> Result<bool> {
+        effect::around(effect, || self.backend.commit(change))
     }
 
     fn turn(&self) -> Result<Turn<'_>> {
@@ -192,18 +137,6 @@ impl Store {
     fn scan<T: DeserializeOwned>(&self, prefix: &str) -> Result<Vec<T>> {
         self.backend.scan(prefix)?.iter().map(|(key, found)| decode(key, &found.value)).collect()
     }
-}
-
-/// The change that writes `job` in place of version `version`, or moves it to the finished ones.
-fn replacement(key: &str, version: u64, job: &Job) -> Result<Change> {
-    let mut change = Change { expect: vec![(key.to_owned(), version)], ..Change::default() };
-    if job.state == State::Finished {
-        change.delete.push(key.to_owned());
-        put(&mut change, &keys::finished(&job.cluster, job.id), job)?;
-    } else {
-        put(&mut change, key, job)?;
-    }
-    Ok(change)
 }
 
 fn put<T: Serialize>(change: &mut Change, key: &str, value: &T) -> Result<()> {

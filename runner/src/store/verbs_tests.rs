@@ -2,9 +2,11 @@
 
 use super::embedded::Embedded;
 use super::*;
-use crate::domain::grant::{GRANT_VERSION, Grant, GrantState};
-use crate::domain::job::Outcome;
+use crate::domain::grant::{Closing, GRANT_VERSION, Grant, GrantState};
+use crate::domain::job::{Job, Outcome};
 use crate::domain::ports::Span;
+use crate::error::ErrorKind;
+use jiff::Timestamp;
 use std::collections::BTreeSet;
 
 fn store() -> (tempfile::TempDir, Store) {
@@ -15,6 +17,22 @@ fn store() -> (tempfile::TempDir, Store) {
 
 fn job(id: u64) -> Job {
     Job { id, cluster: "default".into(), ..Job::default() }
+}
+
+fn create(store: &Store) -> u64 {
+    made(store.create_job(("default", "alice"), None, usize::MAX, job).unwrap())
+}
+
+fn made(created: Created) -> u64 {
+    match created {
+        Created::New(job) => job.id,
+        Created::Before(before) => panic!("made before: {before:?}"),
+    }
+}
+
+/// How many ports each of these gateways forwards.
+fn loads(store: &Store, gateways: &[&str]) -> Vec<u32> {
+    store.conditions("default", gateways).unwrap().iter().map(|condition| condition.ports).collect()
 }
 
 fn grant(job: u64, external: u16, nodes: &[&str]) -> Grant {
@@ -39,8 +57,7 @@ fn grant(job: u64, external: u16, nodes: &[&str]) -> Grant {
 fn ids_are_counted_up_from_one_also_by_many_at_once() {
     let (_folder, store) = store();
     let ids = std::thread::scope(|scope| {
-        let threads: Vec<_> =
-            (0..8).map(|_| scope.spawn(|| (0..5).map(|_| store.create_job(job).unwrap().id).collect::<Vec<_>>())).collect();
+        let threads: Vec<_> = (0..8).map(|_| scope.spawn(|| (0..5).map(|_| create(&store)).collect::<Vec<_>>())).collect();
         threads.into_iter().flat_map(|thread| thread.join().unwrap()).collect::<BTreeSet<_>>()
     });
     assert_eq!(ids, (1..=40).collect());
@@ -49,12 +66,16 @@ fn ids_are_counted_up_from_one_also_by_many_at_once() {
 #[test]
 fn a_finished_job_leaves_the_list_can_be_read_and_goes_after_its_time() {
     let (_folder, store) = store();
-    let id = store.create_job(job).unwrap().id;
+    let id = create(&store);
     let now = Timestamp::from_second(1000).unwrap();
-    store.update_job("default", id, |job| job.finish(Outcome::Completed, Some(0), "done", now)).unwrap().unwrap();
+    store.update_job("default", id, "test", |job| job.finish(Outcome::Completed, Some(0), "done", now)).unwrap().unwrap();
     assert!(store.active_jobs("default").unwrap().is_empty());
     assert_eq!(store.job(&["default"], id).unwrap().unwrap().message, "done");
-    assert_eq!(store.update_job("default", id, |job| job.message.clear()).unwrap(), None, "a finished job is not changed");
+    assert_eq!(
+        store.update_job("default", id, "test", |job| job.message.clear()).unwrap(),
+        None,
+        "a finished job is not changed"
+    );
     assert_eq!(store.remove_finished("default", now).unwrap(), 0);
     assert_eq!(store.remove_finished("default", Timestamp::from_second(1001).unwrap()).unwrap(), 1);
     assert_eq!(store.job(&["default"], id).unwrap(), None);
@@ -63,10 +84,12 @@ fn a_finished_job_leaves_the_list_can_be_read_and_goes_after_its_time() {
 #[test]
 fn changes_by_many_at_once_all_count() {
     let (_folder, store) = store();
-    let id = store.create_job(job).unwrap().id;
+    let id = create(&store);
     std::thread::scope(|scope| {
         for _ in 0..8 {
-            scope.spawn(|| (0..5).for_each(|_| drop(store.update_job("default", id, |job| job.message.push('x')).unwrap())));
+            scope.spawn(|| {
+                (0..5).for_each(|_| drop(store.update_job("default", id, "test", |job| job.message.push('x')).unwrap()))
+            });
         }
     });
     assert_eq!(store.job(&["default"], id).unwrap().unwrap().message.len(), 40);
@@ -81,7 +104,7 @@ fn a_port_is_given_once_on_a_gateway_and_once_on_a_node() {
     assert!(!store.claim(&elsewhere(3, &["c1", "c2"])).unwrap(), "taken on a node");
     assert!(store.claim(&elsewhere(4, &["c2"])).unwrap());
     assert!(!store.claim(&grant(1, 51000, &["c0"])).unwrap(), "a job has one grant");
-    assert_eq!(store.loads("default", &["10.0.0.1", "10.0.0.2", "10.0.0.3"]).unwrap(), [5, 5, 0]);
+    assert_eq!(loads(&store, &["10.0.0.1", "10.0.0.2", "10.0.0.3"]), [5, 5, 0]);
 }
 
 #[test]
@@ -89,18 +112,143 @@ fn closing_keeps_the_ports_and_releasing_frees_them_and_both_may_be_repeated() {
     let (_folder, store) = store();
     let first = grant(1, 50098, &["c0"]);
     assert!(store.claim(&first).unwrap());
+    let closing = store.close_grant(&first).unwrap().unwrap();
+    assert_eq!(store.close_grant(&first).unwrap(), None);
+    assert_eq!(store.grant("default", 1).unwrap(), None, "the job may have another grant at once");
+    assert_eq!(store.closings("default", "10.0.0.1").unwrap(), std::slice::from_ref(&closing));
+    assert!(!store.claim(&grant(2, 50098, &["c1"])).unwrap(), "taken on the gateway until the rules are gone");
+    let elsewhere = Grant { gateway: "10.0.0.2".into(), ..grant(2, 50098, &["c0"]) };
+    assert!(!store.claim(&elsewhere).unwrap(), "and on the node");
     for _ in 0..2 {
-        store.close_grant(&first).unwrap();
-        assert_eq!(store.grant("default", 1).unwrap().unwrap().state, GrantState::Closing);
-        assert!(!store.claim(&grant(2, 50098, &["c1"])).unwrap());
-    }
-    for _ in 0..2 {
-        store.release_grant(&first).unwrap();
+        store.release(&closing).unwrap();
     }
     assert!(store.gateway_blocks("default", "10.0.0.1").unwrap().is_empty());
+    assert!(store.closings("default", "10.0.0.1").unwrap().is_empty());
     assert!(store.claim(&grant(2, 50098, &["c0"])).unwrap());
-    store.release_grant(&first).unwrap();
-    assert_eq!(store.loads("default", &["10.0.0.1"]).unwrap(), [5], "a late release touches nobody else's ports");
+    store.release(&closing).unwrap();
+    assert_eq!(loads(&store, &["10.0.0.1"]), [5], "a late release touches nobody else's ports");
+}
+
+#[test]
+fn a_job_that_runs_again_has_new_ports_beside_those_that_are_still_closing() {
+    let (_folder, store) = store();
+    let first = grant(1, 50000, &["c0"]);
+    assert!(store.claim(&first).unwrap());
+    let closing = store.close_grant(&first).unwrap().unwrap();
+    let again = Grant { run: 1, nonce: "m".into(), ..grant(1, 50010, &["c0"]) };
+    assert!(store.claim(&again).unwrap());
+    assert_eq!(loads(&store, &["10.0.0.1"]), [10]);
+    store.release(&closing).unwrap();
+    assert_eq!(loads(&store, &["10.0.0.1"]), [5]);
+    let block = &store.gateway_blocks("default", "10.0.0.1").unwrap()[&500];
+    assert_eq!(block.taken().collect::<Vec<_>>(), [50010, 50011, 50012, 50013, 50014]);
+    assert!(!block.forwardings[0].closing);
+    assert!(!store.claim(&Grant { gateway: "10.0.0.2".into(), ..grant(2, 50010, &["c0"]) }).unwrap(), "still taken on the node");
+}
+
+#[test]
+fn a_moved_grant_keeps_its_ports_inside_and_holds_those_outside_twice_until_the_old_rules_are_gone() {
+    let (_folder, store) = store();
+    let first = grant(1, 50000, &["c0"]);
+    assert!(store.claim(&first).unwrap());
+    let there = |external| Grant {
+        gateway: "10.0.0.2".into(),
+        spans: vec![Span { external, internal: 50000, count: 5 }],
+        state: GrantState::Moving,
+        ..first.clone()
+    };
+    let neighbour = Grant { gateway: "10.0.0.2".into(), ..grant(2, 50004, &["c9"]) };
+    assert!(store.claim(&neighbour).unwrap());
+    assert!(!store.move_grant(&first, &there(50000)).unwrap(), "taken there");
+    assert!(store.move_grant(&first, &there(51000)).unwrap());
+    assert!(!store.move_grant(&first, &there(52000)).unwrap(), "it is no longer where the caller thinks");
+    assert_eq!(loads(&store, &["10.0.0.1", "10.0.0.2"]), [5, 10]);
+    let closings = store.closings("default", "10.0.0.1").unwrap();
+    assert!(matches!(&closings[..], [Closing { nodes, job: 1, .. }] if nodes.is_empty()), "{closings:?}");
+    store.release(&closings[0]).unwrap();
+    assert_eq!(loads(&store, &["10.0.0.1", "10.0.0.2"]), [0, 10]);
+    assert!(!store.claim(&grant(3, 50000, &["c0"])).unwrap(), "the port inside is still the job's");
+    // And all is free in the end, though the spans are not those that were claimed.
+    let closing = store.close_grant(&there(51000)).unwrap().unwrap();
+    store.release(&closing).unwrap();
+    assert!(store.claim(&grant(3, 50000, &["c0"])).unwrap());
+    assert!(
+        store.node_buckets("default").unwrap().iter().all(|bucket| bucket.nodes.values().flatten().all(|entry| entry.job != 1))
+    );
+}
+
+#[test]
+fn a_key_gives_the_same_job_and_another_only_in_place_of_one_that_was_rejected() {
+    let (_folder, store) = store();
+    let create = |body, instead_of| {
+        let repeat = RepeatKey { key: "k", body, instead_of };
+        store.create_job(("default", "alice"), Some(repeat), usize::MAX, job).unwrap()
+    };
+    assert_eq!(made(create("b", None)), 1);
+    for body in ["b", "c"] {
+        let Created::Before(before) = create(body, None) else { panic!("a second job") };
+        assert_eq!((before.job, before.body.as_str()), (1, "b"));
+    }
+    assert!(matches!(create("b", Some(7)), Created::Before(_)), "that is not what was made");
+    assert_eq!(made(create("b", Some(1))), 2);
+    assert_eq!(store.repeatable("default", "k").unwrap().unwrap().job, 2);
+    assert_eq!(store.remove_keys("default", Timestamp::MAX).unwrap(), 1);
+    assert_eq!(store.repeatable("default", "k").unwrap(), None);
+}
+
+#[test]
+fn the_same_key_at_the_same_time_makes_one_job() {
+    let (_folder, store) = store();
+    let create = || {
+        let repeat = RepeatKey { key: "k", body: "b", instead_of: None };
+        matches!(store.create_job(("default", "alice"), Some(repeat), usize::MAX, job), Ok(Created::New(_)))
+    };
+    let made = std::thread::scope(|scope| {
+        let threads: Vec<_> = (0..8).map(|_| scope.spawn(create)).collect();
+        threads.into_iter().map(|thread| thread.join().unwrap()).filter(|made| *made).count()
+    });
+    assert_eq!((made, store.active_jobs("default").unwrap().len()), (1, 1));
+}
+
+#[test]
+fn a_user_has_no_more_jobs_than_the_limit_until_one_has_finished() {
+    let (_folder, store) = store();
+    let create = |user: &'static str| {
+        let build = move |id| Job { user: user.into(), ..job(id) };
+        store.create_job(("default", user), None, 2, build).map(made)
+    };
+    let first = create("alice").unwrap();
+    create("alice").unwrap();
+    let refused = create("alice").unwrap_err();
+    assert_eq!(refused.kind, ErrorKind::Busy);
+    assert!(refused.message.contains("user alice has 2 jobs"), "{refused}");
+    assert!(create("bob").is_ok());
+    let end = |job: &mut Job| job.finish(Outcome::Completed, None, "", Timestamp::UNIX_EPOCH);
+    store.update_job("default", first, "test", end).unwrap();
+    assert!(create("alice").is_ok());
+    assert_eq!(store.owners("default").unwrap().iter().map(|owner| owner.jobs.len()).collect::<Vec<_>>(), [2, 1]);
+}
+
+#[test]
+fn a_silence_keeps_its_first_time_and_a_drain_stays_until_it_is_lifted() {
+    let (_folder, store) = store();
+    let condition = || store.conditions("default", &["10.0.0.1"]).unwrap().remove(0);
+    store.set_silence("default", "10.0.0.1", Some("no answer")).unwrap();
+    let first = condition().silence.unwrap();
+    store.set_silence("default", "10.0.0.1", Some("still none")).unwrap();
+    assert_eq!(condition().silence.unwrap(), first);
+    store.set_drain("default", "10.0.0.1", true).unwrap();
+    store.set_silence("default", "10.0.0.1", None).unwrap();
+    assert!(condition().silence.is_none() && condition().drained.is_some());
+    store.set_drain("default", "10.0.0.1", false).unwrap();
+    assert_eq!(condition(), Condition::default());
+}
+
+#[test]
+fn an_installation_is_numbered_once() {
+    let (_folder, store) = store();
+    assert_eq!(store.installation(|| Ok(0xab)).unwrap(), "00ab");
+    assert_eq!(store.installation(|| Ok(0xcd)).unwrap(), "00ab");
 }
 
 #[test]
@@ -117,7 +265,8 @@ fn many_claims_at_once_never_share_a_port() {
 #[test]
 fn a_record_of_a_newer_program_is_left_alone() {
     let (_folder, store) = store();
-    let id = store.create_job(|id| Job { version: 2, ..job(id) }).unwrap().id;
-    let error = store.update_job("default", id, |job| job.message.clear()).unwrap_err();
+    let newer = |id| Job { version: RECORD_VERSION + 1, ..job(id) };
+    let id = made(store.create_job(("default", "alice"), None, usize::MAX, newer).unwrap());
+    let error = store.update_job("default", id, "test", |job| job.message.clear()).unwrap_err();
     assert!(error.message.contains("upgrade"), "{error}");
 }

@@ -21,6 +21,9 @@ const LATE_LIMIT: Duration = Duration::from_secs(900);
 /// How often old finished jobs are removed.
 const SWEEP_INTERVAL: Duration = Duration::from_secs(600);
 
+/// How long a request with an `Idempotency-Key` may be repeated.
+const KEEP_KEYS: SignedDuration = SignedDuration::from_hours(24);
+
 /// The watcher of one cluster.
 pub struct JobsWatch {
     store: Arc<Store>,
@@ -58,6 +61,7 @@ impl JobsWatch {
 
     /// One look, and what follows from it.
     pub fn cycle(&mut self) -> Result<()> {
+        let begun = Timestamp::now();
         let jobs = self.store.active_jobs(&self.cluster.name)?;
         let names: Vec<String> = jobs.iter().map(|job| job.name.clone()).collect();
         let seen = self.cluster.scheduler.list(&names)?;
@@ -72,6 +76,7 @@ impl JobsWatch {
                 log::warn!("job {}: {error}", job.id);
             }
         }
+        self.store.set_heard(&self.cluster.name, begun)?;
         self.sweep()
     }
 
@@ -100,7 +105,7 @@ impl JobsWatch {
 
     fn observe(&self, job: &Job, seen: &Seen) -> Result<()> {
         // Who changed the job after we read it had a newer look than ours.
-        let after = self.store.update_job(&job.cluster, job.id, |now| {
+        let after = self.store.update_job(&job.cluster, job.id, "observe", |now| {
             if unchanged(now, job) || now.scheduler_job_id.is_none() {
                 now.observe(seen, Timestamp::now());
             }
@@ -119,7 +124,7 @@ impl JobsWatch {
             log::info!("job {}: {:?}: {}", job.id, after.state, after.message);
         }
         if lingers(&after, seen) {
-            self.cluster.scheduler.cancel(&after.user, &seen.scheduler_job_id)?;
+            self.cluster.cancel(&after.user, &seen.scheduler_job_id)?;
         }
         Ok(())
     }
@@ -127,7 +132,7 @@ impl JobsWatch {
     fn end(&mut self, job: &Job) -> Result<()> {
         self.misses.remove(&job.id);
         let (outcome, message) = ending(job);
-        let after = self.store.update_job(&job.cluster, job.id, |now| {
+        let after = self.store.update_job(&job.cluster, job.id, "finish", |now| {
             // Somebody learned more about it after we had read it.
             if unchanged(now, job) {
                 now.finish(outcome, None, &message, Timestamp::now());
@@ -146,6 +151,9 @@ impl JobsWatch {
         self.last_sweep = Some(Instant::now());
         let keep = SignedDuration::try_from(self.keep_finished).unwrap_or(SignedDuration::MAX);
         let Ok(before) = Timestamp::now().checked_sub(keep) else { return Ok(()) };
+        if let Ok(yesterday) = Timestamp::now().checked_sub(KEEP_KEYS) {
+            self.store.remove_keys(&self.cluster.name, yesterday)?;
+        }
         match self.store.remove_finished(&self.cluster.name, before)? {
             0 => {}
             count => log::info!("{count} finished jobs were removed after their time"),

@@ -14,6 +14,7 @@ use jiff::Timestamp;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 use std::thread;
+use std::time::Duration;
 
 /// The watcher of one cluster.
 pub struct KeyholeWatch {
@@ -26,7 +27,7 @@ pub struct KeyholeWatch {
     silences: HashMap<String, u32>,
 }
 
-/// After so many cycles in which a gateway did not answer, its jobs are no longer called available.
+/// After so many cycles in which a gateway did not answer, what is known of its jobs is called stale.
 const SILENCES: u32 = 3;
 
 impl KeyholeWatch {
@@ -47,77 +48,138 @@ impl KeyholeWatch {
     /// One look at every gateway, and what follows from it. A gateway that does not answer changes nothing and holds up no other.
     pub fn cycle(&mut self) -> Result<()> {
         let installed: Vec<Result<Installed>> = self.on_all_gateways(|gateway| gateway.installed());
-        let grants = self.store.grants(&self.cluster.name)?;
-        let jobs: HashMap<u64, Job> = self.store.active_jobs(&self.cluster.name)?.into_iter().map(|job| (job.id, job)).collect();
-        let (keep, end): (Vec<Grant>, Vec<Grant>) =
-            grants.into_iter().partition(|grant| grant.state != GrantState::Closing && keeps_ports(jobs.get(&grant.job)));
         let cluster = Arc::clone(&self.cluster);
         let silent: BTreeSet<&str> =
             cluster.gateways.iter().zip(&installed).filter(|(_, i)| i.is_err()).map(|(g, _)| g.address()).collect();
-        for grant in &end {
-            let withdrawn = if silent.contains(grant.gateway.as_str()) {
-                // Its rules go when it answers again; until then its ports stay taken.
-                self.store.close_grant(grant)
-            } else {
-                self.keyhole.withdraw(&self.cluster, grant)
-            };
-            log_failure(grant.job, withdrawn);
-        }
+        let silences = self.note_silences(&installed)?;
+        let jobs: HashMap<u64, Job> = self.store.active_jobs(&cluster.name)?.into_iter().map(|job| (job.id, job)).collect();
+        let keep = self.end_grants(&jobs)?;
+        self.finish_closings(&silent)?;
         let mut failure = Ok(());
         for (gateway, installed) in cluster.gateways.iter().zip(installed) {
-            let mended = installed.and_then(|installed| self.mend(gateway.as_ref(), &installed));
+            let mended = installed.and_then(|installed| self.mend(gateway.as_ref(), &installed, &keep));
             failure = failure.and(mended);
         }
-        self.count_silences(&silent);
-        self.warn_users(&keep);
+        failure = failure.and(self.move_grants(&keep, &silences, &silent));
+        self.tell_of_silence(&keep);
         failure.and(self.look(&keep, &jobs, &silent))
     }
 
-    fn count_silences(&mut self, silent: &BTreeSet<&str>) {
-        for gateway in &self.cluster.gateways {
-            let count = self.silences.entry(gateway.address().to_owned()).or_default();
-            *count = if silent.contains(gateway.address()) { count.saturating_add(1) } else { 0 };
+    /// Writes down which gateways do not answer; returns since when.
+    fn note_silences(&mut self, installed: &[Result<Installed>]) -> Result<HashMap<String, Timestamp>> {
+        let addresses: Vec<&str> = self.cluster.gateways.iter().map(|gateway| gateway.address()).collect();
+        let conditions = self.store.conditions(&self.cluster.name, &addresses)?;
+        let mut silences = HashMap::new();
+        for ((address, installed), condition) in addresses.into_iter().zip(installed).zip(conditions) {
+            let reason = installed.as_ref().err().map(|error| error.message.clone());
+            if reason.is_some() != condition.silence.is_some() {
+                self.store.set_silence(&self.cluster.name, address, reason.as_deref())?;
+                log::warn!("gateway {address}: {}", reason.as_deref().unwrap_or("answers again"));
+            }
+            let count = self.silences.entry(address.to_owned()).or_default();
+            *count = if reason.is_some() { count.saturating_add(1) } else { 0 };
+            if reason.is_some() {
+                silences.insert(address.to_owned(), condition.silence.map_or_else(Timestamp::now, |silence| silence.since));
+            }
         }
+        Ok(silences)
     }
 
-    /// Jobs behind a gateway that has been silent for a while, or is not configured any more, are not called available.
-    fn warn_users(&self, grants: &[Grant]) {
+    /// Gives up the forwardings of jobs that have ended or wait again; returns the grants that stay.
+    fn end_grants(&self, jobs: &HashMap<u64, Job>) -> Result<Vec<Grant>> {
+        let grants = self.store.grants(&self.cluster.name)?;
+        let (keep, end): (Vec<Grant>, Vec<Grant>) =
+            grants.into_iter().partition(|grant| grant.state != GrantState::Closing && keeps_ports(jobs.get(&grant.job)));
+        for grant in &end {
+            log_failure(grant.job, self.end_grant(grant, jobs.contains_key(&grant.job)));
+        }
+        Ok(keep)
+    }
+
+    fn end_grant(&self, grant: &Grant, runs_again: bool) -> Result<()> {
+        if runs_again {
+            let remember = |job: &mut Job| job.former = Some(grant.former());
+            self.store.update_job(&grant.cluster, grant.job, "remember-ports", remember)?;
+        }
+        self.store.close_grant(grant).map(drop)
+    }
+
+    /// Removes what has to go from the gateways that answer, one step for each, and from those that are not configured any more.
+    fn finish_closings(&self, silent: &BTreeSet<&str>) -> Result<()> {
+        for gateway in self.store.known_gateways(&self.cluster.name)? {
+            if silent.contains(gateway.as_str()) {
+                continue;
+            }
+            let closings = self.store.closings(&self.cluster.name, &gateway)?;
+            if !closings.is_empty()
+                && let Err(error) = self.keyhole.finish(&self.cluster, &gateway, &closings)
+            {
+                log::warn!("gateway {gateway}: {} forwardings cannot be removed: {error}", closings.len());
+            }
+        }
+        Ok(())
+    }
+
+    /// Moves forwardings away from gateways that are down or not configured any more, and ends the moves that were cut off.
+    fn move_grants(&self, keep: &[Grant], silences: &HashMap<String, Timestamp>, silent: &BTreeSet<&str>) -> Result<()> {
+        let down_since = |gateway: &str| match self.cluster.gateway(gateway) {
+            Some(_) => silences.get(gateway).map(|since| Timestamp::now().duration_since(*since).unsigned_abs()),
+            None => Some(Duration::MAX),
+        };
+        let down = |grant: &Grant| down_since(&grant.gateway).is_some_and(|time| time >= self.cluster.gateway_down);
+        let stranded = keep.iter().filter(|grant| grant.state != GrantState::Claimed && down(grant)).collect::<Vec<_>>();
+        let mut failure = Ok(());
+        if !stranded.is_empty() && self.cluster.gateways.iter().any(|gateway| !silent.contains(gateway.address())) {
+            failure = self.keyhole.move_away(&self.cluster, &stranded);
+        }
+        for gateway in self.cluster.gateways.iter().filter(|gateway| !silent.contains(gateway.address())) {
+            let here = |grant: &&Grant| grant.state == GrantState::Moving && grant.gateway == gateway.address();
+            let cut_off: Vec<Grant> = keep.iter().filter(here).cloned().collect();
+            failure = failure.and(self.keyhole.finish_moves(&self.cluster, gateway.as_ref(), &cut_off));
+        }
+        failure
+    }
+
+    /// What is known of jobs behind a gateway that has been silent for a while is no longer fresh.
+    fn tell_of_silence(&self, grants: &[Grant]) {
         for grant in grants {
             let reason = match self.silences.get(&grant.gateway) {
                 Some(0..SILENCES) => continue,
                 Some(_) => format!("the gateway {} does not answer", grant.external_ip),
                 None => format!("the gateway {} is no longer in service", grant.external_ip),
             };
-            let told = self.store.update_job(&grant.cluster, grant.job, |job| job.loses_gateway(&reason));
+            let tell = |job: &mut Job| job.gateway_is_silent(&reason);
+            let told = self.store.update_job(&grant.cluster, grant.job, "tell-silence", tell);
             log_failure(grant.job, told.map(drop));
         }
     }
 
     /// Makes what is installed be what the ledger says, where it differs.
-    fn mend(&mut self, gateway: &dyn Gateway, installed: &Installed) -> Result<()> {
-        let mut wrong = self.wrong(gateway, installed)?;
+    fn mend(&mut self, gateway: &dyn Gateway, installed: &Installed, grants: &[Grant]) -> Result<()> {
+        let wanted = self.wanted(gateway)?;
+        let mut wrong = differing(&wanted, &installed.blocks);
         if !installed.ready {
             log::info!("gateway {}: not (or no longer) set up for our rules; doing so", gateway.address());
             return self.keyhole.set_up(&self.cluster, gateway, &wrong).map(drop);
         }
-        // A grant or a withdrawal that was under way during the look looks like a fault, but not twice.
+        // A grant or a withdrawal that was under way during the look looks like a fault, but not twice. What was installed for certain, and
+        // users rely on, is missing at once.
         let suspects = self.suspects.insert(gateway.address().to_owned(), wrong.clone()).unwrap_or_default();
-        wrong.retain(|block| suspects.contains(block));
+        let lost = lost(&wanted, installed, grants);
+        wrong.retain(|block| suspects.contains(block) || lost.contains(block));
         if wrong.is_empty() {
             return Ok(());
         }
         log::warn!("gateway {}: rules differ from the records in blocks {wrong:?}; mending", gateway.address());
         // One by one: what stands in the way of one block is none of the others' business.
-        let mended =
-            wrong.into_iter().map(|block| self.keyhole.install(&self.cluster, gateway, &BTreeSet::from([block])).map(drop));
-        mended.fold(Ok(()), Result::and)
+        let mend = |block| self.keyhole.install(&self.cluster, gateway, &BTreeSet::from([block]), "mend-rules").map(drop);
+        wrong.into_iter().map(mend).fold(Ok(()), Result::and)
     }
 
-    /// The blocks of a gateway that are not as the ledger says.
-    fn wrong(&self, gateway: &dyn Gateway, installed: &Installed) -> Result<BTreeSet<u16>> {
+    /// The rules of a gateway by the ledger.
+    fn wanted(&self, gateway: &dyn Gateway) -> Result<BTreeMap<u16, BTreeSet<Rule>>> {
         let ledger = self.store.gateway_blocks(&self.cluster.name, gateway.address())?;
-        let wanted = ledger.into_iter().map(|(number, block)| (number, rules(&self.cluster.name, &block.forwardings))).collect();
-        Ok(differing(&wanted, &installed.blocks))
+        Ok(ledger.into_iter().map(|(number, block)| (number, rules(&self.cluster.name, &block.forwardings))).collect())
     }
 
     /// Asks which of the forwarded ports accept connections, one batch per gateway.
@@ -146,14 +208,15 @@ impl KeyholeWatch {
     fn tell(&self, grant: &Grant, probe: &Probe) -> Result<()> {
         let listens = accepts(grant, probe);
         // Silence is no refusal: a host that did not answer keeps the last state.
-        if !listens && probe.unreachable.contains(&grant.target) {
-            return Ok(());
-        }
+        let unclear = !listens && probe.unreachable.contains(&grant.target);
         let services = listens.then(|| grant.services());
         let before = std::cell::Cell::new(None);
-        let after = self.store.update_job(&grant.cluster, grant.job, |job| {
+        let after = self.store.update_job(&grant.cluster, grant.job, "tell-listening", |job| {
             before.set(Some(job.state));
-            job.listens(services.clone(), Timestamp::now());
+            match unclear {
+                true => job.gateway_trouble = None,
+                false => job.listens(services.clone(), Timestamp::now()),
+            }
         })?;
         if let Some(job) = after.filter(|job| Some(job.state) != before.get()) {
             log::info!("job {}: {:?}: {}", job.id, job.state, job.message);
@@ -176,6 +239,16 @@ fn log_failure(job: u64, result: Result<()>) {
     if let Err(error) = result {
         log::warn!("job {job}: {error}");
     }
+}
+
+/// The blocks in which a rule is missing that was installed for certain.
+fn lost(wanted: &BTreeMap<u16, BTreeSet<Rule>>, installed: &Installed, grants: &[Grant]) -> BTreeSet<u16> {
+    let sure: BTreeSet<u64> = grants.iter().filter(|grant| grant.state == GrantState::Active).map(|grant| grant.job).collect();
+    let missing = |block: &u16, rule: &Rule| installed.blocks.get(block).is_none_or(|there| !there.contains(rule));
+    let in_block = |(block, rules): (&u16, &BTreeSet<Rule>)| {
+        rules.iter().any(|rule| sure.contains(&rule.job) && missing(block, rule)).then_some(*block)
+    };
+    wanted.iter().filter_map(in_block).collect()
 }
 
 /// The blocks whose rules are not as they should be.

@@ -40,7 +40,7 @@ fn a_job_is_submitted_as_its_owner_with_the_script_on_standard_input_alone() {
     assert_eq!(kinds, ["connect", "run", "getent", "run", "sudo", "sbatch"]);
     let name = calls[5][2].strip_prefix("--job-name=").unwrap();
     let (id, random) = name.strip_prefix("bwvisu-").unwrap().split_once('-').unwrap();
-    assert!(id == "1" && random.len() == 8 && random.bytes().all(|b| b.is_ascii_hexdigit()), "{name}");
+    assert!(id == "1" && random.len() == 12 && random.bytes().all(|b| b.is_ascii_hexdigit()), "{name}");
     let chdir = "--chdir=/srv/home_1/all.users-2/alice";
     let sbatch = ["sbatch", "--parsable", &format!("--job-name={name}"), chdir, "--output=bwvisu-job-1.out"];
     assert_eq!(words(&calls[4]), [&["sudo", "-n", "-u", "alice"], &sbatch[..]].concat());

@@ -1,0 +1,280 @@
+//! Jobs, who owns them, and under which keys they were asked for.
+
+use super::{Change, RECORD_VERSION, Store, decode, keys, put};
+use crate::domain::job::{Job, State};
+use crate::error::{Error, Result};
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeSet;
+
+/// The next job id, for all clusters together.
+#[derive(Serialize, Deserialize)]
+struct Counter {
+    version: u32,
+    next: u64,
+}
+
+/// What tells this installation's jobs from those of others on the same scheduler.
+#[derive(Serialize, Deserialize)]
+struct Installation {
+    version: u32,
+    id: String,
+}
+
+/// The unfinished jobs of one user.
+#[derive(Debug, Default, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct Owner {
+    /// The version of this record's form.
+    pub version: u32,
+    /// The cluster that it belongs to.
+    pub cluster: String,
+    /// The user's login name.
+    pub user: String,
+    /// The ids.
+    pub jobs: BTreeSet<u64>,
+}
+
+/// When the scheduler last answered the watcher.
+#[derive(Serialize, Deserialize)]
+struct Heard {
+    version: u32,
+    cluster: String,
+    at: Timestamp,
+}
+
+/// A request for a job that may be repeated, as the store keeps it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct Repeatable {
+    /// The version of this record's form.
+    pub version: u32,
+    /// The cluster that it belongs to.
+    pub cluster: String,
+    /// The digest of the key that the front end chose.
+    pub key: String,
+    /// The digest of what was asked for.
+    pub body: String,
+    /// The job that was made for it.
+    pub job: u64,
+    /// When it was made.
+    pub at: Timestamp,
+}
+
+/// The key of a request that may be repeated.
+#[derive(Debug, Clone, Copy)]
+pub struct RepeatKey<'a> {
+    /// The key's digest.
+    pub key: &'a str,
+    /// The digest of what is asked for.
+    pub body: &'a str,
+    /// A job that was made for it before, and was certainly not accepted: another takes its place.
+    pub instead_of: Option<u64>,
+}
+
+/// What came of [`Store::create_job`].
+#[derive(Debug, PartialEq)]
+pub enum Created {
+    /// A new job.
+    New(Box<Job>),
+    /// The request was made before.
+    Before(Repeatable),
+}
+
+impl Store {
+    /// Writes down a new job of `user`, which `build` makes from its id, unless there was a job for the same key before. `Busy` when the user
+    /// has `limit` unfinished jobs already.
+    pub fn create_job(
+        &self,
+        (cluster, user): (&str, &str),
+        repeat: Option<RepeatKey>,
+        limit: usize,
+        build: impl Fn(u64) -> Job,
+    ) -> Result<Created> {
+        let _turn = self.turn()?;
+        self.repeat(|| {
+            let mut change = Change::default();
+            if let Some(before) = self.check_key(cluster, repeat, &mut change)? {
+                return Ok(Some(Created::Before(before)));
+            }
+            let (counter, version) = self.read::<Counter>(keys::COUNTER)?;
+            let id = counter.map_or(1, |counter| counter.next);
+            change.expect.push((keys::COUNTER.into(), version));
+            put(&mut change, keys::COUNTER, &Counter { version: 1, next: id + 1 })?;
+            self.own(cluster, user, id, limit, &mut change)?;
+            let job = build(id);
+            let key = keys::job(cluster, id);
+            change.expect.push((key.clone(), 0));
+            put(&mut change, &key, &job)?;
+            put_key(cluster, repeat, id, &mut change)?;
+            Ok(self.commit("create-job", &change)?.then(|| Created::New(Box::new(job))))
+        })
+    }
+
+    /// What was made before for a key with this digest.
+    pub fn repeatable(&self, cluster: &str, key: &str) -> Result<Option<Repeatable>> {
+        Ok(self.read(&keys::repeatable(cluster, key))?.0)
+    }
+
+    /// What was made for this key before; else adds to `change` that nothing has been made meanwhile either.
+    fn check_key(&self, cluster: &str, repeat: Option<RepeatKey>, change: &mut Change) -> Result<Option<Repeatable>> {
+        let Some(repeat) = repeat else { return Ok(None) };
+        let key = keys::repeatable(cluster, repeat.key);
+        let (before, version) = self.read::<Repeatable>(&key)?;
+        if let Some(before) = before.filter(|before| Some(before.job) != repeat.instead_of) {
+            return Ok(Some(before));
+        }
+        change.expect.push((key, version));
+        Ok(None)
+    }
+
+    /// Adds to `change` that the user has one job more.
+    fn own(&self, cluster: &str, user: &str, id: u64, limit: usize, change: &mut Change) -> Result<()> {
+        let key = keys::owner(cluster, user);
+        let (owner, version) = self.read::<Owner>(&key)?;
+        let mut owner =
+            owner.unwrap_or_else(|| Owner { version: 1, cluster: cluster.into(), user: user.into(), jobs: BTreeSet::new() });
+        if owner.jobs.len() >= limit {
+            let count = owner.jobs.len();
+            return Err(Error::busy(format!(
+                "user {user} has {count} jobs that are not finished, and may have {limit} at a time"
+            )));
+        }
+        owner.jobs.insert(id);
+        change.expect.push((key.clone(), version));
+        put(change, &key, &owner)
+    }
+
+    /// Adds to `change` that the user has this job no longer.
+    fn disown(&self, job: &Job, change: &mut Change) -> Result<()> {
+        let key = keys::owner(&job.cluster, &job.user);
+        let (owner, version) = self.read::<Owner>(&key)?;
+        // Jobs of version 1 were not counted.
+        let Some(mut owner) = owner.filter(|owner| owner.jobs.contains(&job.id)) else { return Ok(()) };
+        owner.jobs.remove(&job.id);
+        change.expect.push((key.clone(), version));
+        if owner.jobs.is_empty() {
+            change.delete.push(key);
+            return Ok(());
+        }
+        put(change, &key, &owner)
+    }
+
+    /// All users with unfinished jobs.
+    pub fn owners(&self, cluster: &str) -> Result<Vec<Owner>> {
+        self.scan(&keys::owners(cluster))
+    }
+
+    /// A job of one of these clusters, finished or not.
+    pub fn job(&self, clusters: &[&str], id: u64) -> Result<Option<Job>> {
+        Ok(self.job_and_heard(clusters, id)?.map(|(job, _)| job))
+    }
+
+    /// The same, and when its scheduler last answered the watcher.
+    pub fn job_and_heard(&self, clusters: &[&str], id: u64) -> Result<Option<(Job, Option<Timestamp>)>> {
+        let of_cluster = |cluster: &&str| [keys::job(cluster, id), keys::finished(cluster, id), keys::heard(cluster)];
+        let keys: Vec<String> = clusters.iter().flat_map(of_cluster).collect();
+        let found = self.backend.get(&keys)?;
+        for (values, keys) in found.chunks(3).zip(keys.chunks(3)) {
+            if let Some(at) = values[..2].iter().position(Option::is_some)
+                && let Some(value) = &values[at]
+            {
+                let heard = values[2].as_ref().map(|heard| decode::<Heard>(&keys[2], &heard.value)).transpose()?;
+                return Ok(Some((decode(&keys[at], &value.value)?, heard.map(|heard| heard.at))));
+            }
+        }
+        Ok(None)
+    }
+
+    /// The scheduler answered a look that began at this time.
+    pub fn set_heard(&self, cluster: &str, at: Timestamp) -> Result<()> {
+        let mut change = Change::default();
+        put(&mut change, &keys::heard(cluster), &Heard { version: 1, cluster: cluster.into(), at })?;
+        self.commit("heard", &change).map(drop)
+    }
+
+    /// All jobs of a cluster that are not finished, by id.
+    pub fn active_jobs(&self, cluster: &str) -> Result<Vec<Job>> {
+        let mut jobs: Vec<Job> = self.scan(&keys::jobs(cluster))?;
+        jobs.sort_by_key(|job| job.id);
+        Ok(jobs)
+    }
+
+    /// Changes an unfinished job, however many others change it at the same time; `change` may be called repeatedly. Returns the job as it is
+    /// now, or nothing if there is no such unfinished job. A job that `change` has finished moves to the finished ones. Nothing is
+    /// written when nothing changes.
+    pub fn update_job(&self, cluster: &str, id: u64, effect: &'static str, change: impl Fn(&mut Job)) -> Result<Option<Job>> {
+        let key = keys::job(cluster, id);
+        self.repeat(|| {
+            let (Some(before), version) = self.read::<Job>(&key)? else { return Ok(Some(None)) };
+            let mut job = before.clone();
+            change(&mut job);
+            if job == before || self.commit(effect, &self.replacement(&key, version, &job)?)? {
+                Ok(Some(Some(job)))
+            } else {
+                Ok(None)
+            }
+        })
+    }
+
+    /// The change that writes `job` in place of version `version`, or moves it to the finished ones.
+    fn replacement(&self, key: &str, version: u64, job: &Job) -> Result<Change> {
+        let mut change = Change { expect: vec![(key.to_owned(), version)], ..Change::default() };
+        if job.state == State::Finished {
+            change.delete.push(key.to_owned());
+            put(&mut change, &keys::finished(&job.cluster, job.id), job)?;
+            self.disown(job, &mut change)?;
+        } else {
+            put(&mut change, key, job)?;
+        }
+        Ok(change)
+    }
+
+    /// Removes the finished jobs of a cluster that ended before `before`; returns how many.
+    pub fn remove_finished(&self, cluster: &str, before: Timestamp) -> Result<usize> {
+        let old = self
+            .scan::<Job>(&keys::all_finished(cluster))?
+            .into_iter()
+            .filter(|job| job.finished_at.is_none_or(|at| at < before));
+        self.remove_all(old.map(|job| keys::finished(cluster, job.id)).collect())
+    }
+
+    /// Removes the keys of requests that were made before `before`; returns how many.
+    pub fn remove_keys(&self, cluster: &str, before: Timestamp) -> Result<usize> {
+        let old = self.scan::<Repeatable>(&keys::all_repeatable(cluster))?.into_iter().filter(|key| key.at < before);
+        self.remove_all(old.map(|old| keys::repeatable(cluster, &old.key)).collect())
+    }
+
+    fn remove_all(&self, keys: Vec<String>) -> Result<usize> {
+        for chunk in keys.chunks(100) {
+            self.commit("sweep", &Change { delete: chunk.to_vec(), ..Change::default() })?;
+        }
+        Ok(keys.len())
+    }
+
+    /// Four hex digits that stand in the names of all this installation's jobs, drawn by `draw` when there are none yet.
+    pub fn installation(&self, draw: impl Fn() -> Result<u16>) -> Result<String> {
+        self.repeat(|| {
+            if let (Some(found), _) = self.read::<Installation>(keys::INSTALLATION)? {
+                return Ok(Some(found.id));
+            }
+            let id = format!("{:04x}", draw()?);
+            let mut change = Change { expect: vec![(keys::INSTALLATION.into(), 0)], ..Change::default() };
+            put(&mut change, keys::INSTALLATION, &Installation { version: 1, id: id.clone() })?;
+            Ok(self.commit("installation", &change)?.then_some(id))
+        })
+    }
+}
+
+fn put_key(cluster: &str, repeat: Option<RepeatKey>, job: u64, change: &mut Change) -> Result<()> {
+    let Some(RepeatKey { key, body, .. }) = repeat else { return Ok(()) };
+    let record = Repeatable {
+        version: RECORD_VERSION,
+        cluster: cluster.into(),
+        key: key.into(),
+        body: body.into(),
+        job,
+        at: Timestamp::now(),
+    };
+    put(change, &keys::repeatable(cluster, key), &record)
+}
