@@ -4,6 +4,8 @@
 //! few milliseconds. The master's own session is `cat` on a pipe of ours: when this process dies, however it dies, the pipe
 //! closes and the connection ends with it. Nothing here trusts a host that is not in the known-hosts file.
 
+mod permits;
+
 use crate::command::{self, Output, last_words};
 use crate::error::{Error, Result};
 use std::io::{BufRead, BufReader, Read};
@@ -11,12 +13,17 @@ use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, Command, Stdio};
 use std::sync::mpsc::channel;
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
-/// A stock sshd takes 10 sessions per connection (`MaxSessions`); one is the master's own, and one is left in reserve.
+use self::permits::{Permit, Permits};
+
+/// A stock sshd takes 10 sessions per connection (`MaxSessions`); one is the master's own, and one is left in reserve. Where it turns out
+/// to take fewer, we make do with fewer.
 const SESSIONS: usize = 8;
+/// So long a command waits for a session that sshd refuses.
+const REFUSED_LIMIT: Duration = Duration::from_secs(10);
 /// How long a new connection may take, in seconds; ssh's own limit and ours.
 const CONNECT_SECONDS: u64 = 4;
 /// What a client says that found no master, and whose own connection led nowhere (see [`Node::client`]).
@@ -115,9 +122,27 @@ impl Node {
         }
     }
 
+    /// A session that sshd refused carried nothing: its command waits until another one has ended.
     fn attempt(&self, line: &str, stdin: &[u8], deadline: Instant) -> Result<Output> {
-        let socket = self.connect(deadline)?;
-        self.judge(&socket, command::run(self.client(&socket).arg(without_255(line)), stdin, deadline))
+        let until = deadline.min(Instant::now() + REFUSED_LIMIT);
+        let mut refusals = 0;
+        loop {
+            let socket = self.connect(deadline)?;
+            let result = self.judge(&socket, command::run(self.client(&socket).arg(without_255(line)), stdin, deadline));
+            if !result.as_ref().is_err_and(was_refused) {
+                return result;
+            }
+            if Instant::now() >= until {
+                let advice = "its sshd refuses more sessions on a connection; MaxSessions should be 10, and must be 2 at least";
+                return Err(Error::unavailable(format!("{}: {advice}", self.address)));
+            }
+            // The same command refused once more says nothing new.
+            if refusals == 0 && self.sessions.refused() {
+                log::info!("{}: sshd takes fewer sessions than usual (MaxSessions); so fewer at once from now on", self.address);
+            }
+            refusals += 1;
+            thread::sleep(Duration::from_millis(20 << refusals.min(4)));
+        }
     }
 
     fn judge(&self, socket: &Path, output: Result<Output>) -> Result<Output> {
@@ -182,6 +207,7 @@ impl Node {
             return Err(error.clone());
         }
         link.master = None;
+        self.sessions.restore();
         let fresh = self.make_master(deadline).inspect_err(|error| link.failure = Some((Instant::now(), error.clone())))?;
         let socket = fresh.socket.clone();
         link.master = Some(fresh);
@@ -350,36 +376,9 @@ pub fn remove_stale_sockets(folder: &Path) {
     }
 }
 
-/// How many commands may run at once on one connection.
-struct Permits {
-    free: Mutex<usize>,
-    returned: Condvar,
-}
-
-struct Permit<'a>(&'a Permits);
-
-impl Permits {
-    fn new(count: usize) -> Self {
-        Self { free: Mutex::new(count), returned: Condvar::new() }
-    }
-
-    fn take(&self, deadline: Instant) -> Option<Permit<'_>> {
-        let left = deadline.saturating_duration_since(Instant::now());
-        let waited = self.returned.wait_timeout_while(lock(&self.free), left, |free| *free == 0);
-        let (mut free, timeout) = waited.unwrap_or_else(PoisonError::into_inner);
-        if timeout.timed_out() && *free == 0 {
-            return None;
-        }
-        *free -= 1;
-        Some(Permit(self))
-    }
-}
-
-impl Drop for Permit<'_> {
-    fn drop(&mut self) {
-        *lock(&self.0.free) += 1;
-        self.0.returned.notify_one();
-    }
+/// Whether sshd had no session left for a command. The connection itself is well.
+fn was_refused(error: &Error) -> bool {
+    error.detail.as_ref().is_some_and(|detail| detail.contains(SESSION_REFUSED))
 }
 
 /// What a lock protects here stays right when a thread panics while it holds it.
@@ -411,16 +410,5 @@ mod tests {
             std::fs::read_dir(folder.path()).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap()).collect();
         left.sort();
         assert_eq!(left, [living.as_str(), "unrelated"]);
-    }
-
-    #[test]
-    fn no_more_sessions_than_a_stock_sshd_takes() {
-        let permits = Permits::new(2);
-        let soon = || Instant::now() + Duration::from_millis(20);
-        let first = permits.take(soon());
-        let second = permits.take(soon());
-        assert!(first.is_some() && second.is_some() && permits.take(soon()).is_none());
-        drop(first);
-        assert!(permits.take(soon()).is_some());
     }
 }

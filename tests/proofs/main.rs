@@ -8,6 +8,8 @@ mod input;
 mod main_path;
 mod nodes;
 mod secrets;
+mod slurm_faults;
+mod ssh_faults;
 mod templates;
 mod tokens;
 mod users;

@@ -50,6 +50,10 @@ impl Bed {
     }
 
     fn clean(&self) {
+        for host in ["cmd0", "cmd1", "gw0", "gw1"] {
+            // What a test that was killed had put over programs.
+            self.sh(host, "awk '$5 ~ \"^/usr/\" { print $5 }' /proc/self/mountinfo | tac | xargs -r -n 1 umount");
+        }
         self.sh("cmd0", "squeue --noheader --format=%A | xargs -r scancel --quiet");
         until("the cluster to be empty", 40, || self.sh("cmd0", "squeue --noheader"), |left| left.is_empty());
         until("all nodes to be idle", 30, || self.sh("cmd0", "sinfo -h -o %t"), |states| states.trim() == "idle");

@@ -3,6 +3,7 @@
 //! * [`bed`]: commands on its hosts, connections from its hosts, faults;
 //! * [`runner`]: a real `bwvisu-runner serve` on its host `runner`, to be killed and started again;
 //! * [`api`]: a front end outside; [`keyhole`]: a keyhole-client played by hand;
+//! * [`broken`]: things on a host that are broken for a while; [`slurm`]: what Slurm has;
 //! * [`gateway`] and [`wait`]: what is installed on a gateway, and waiting within a bounded time.
 //!
 //! `BWVISU_DIST` names the install folder under test (`dist/` in the repository without it), and the `BED_…` variables the
@@ -11,12 +12,15 @@
 
 pub mod api;
 pub mod bed;
+pub mod broken;
 pub mod gateway;
 pub mod keyhole;
 pub mod runner;
+pub mod slurm;
 pub mod wait;
 
 pub use api::{Api, Reply};
 pub use bed::Bed;
+pub use broken::Broken;
 pub use runner::{Runner, Setup};
 pub use wait::until;

@@ -190,14 +190,24 @@ fn only_whole(sbatch: &str) -> String {
 }
 
 fn judge_sbatch(output: &Output) -> Result<String> {
-    if output.status.success() {
-        // `--parsable` prints the id, and `;cluster` behind it in a federation.
-        let last = output.stdout.trim().lines().last().unwrap_or_default();
-        let id = last.split(';').next().unwrap_or_default();
-        let good = !id.is_empty() && id.bytes().all(|b| b.is_ascii_digit());
-        return if good { Ok(id.to_owned()) } else { Err(Error::unknown("sbatch succeeded without naming the job")) };
+    // `--parsable` prints the id, and `;cluster` behind it in a federation.
+    let last = output.stdout.trim().lines().last().unwrap_or_default();
+    let id = last.split(';').next().unwrap_or_default();
+    let named = !id.is_empty() && id.bytes().all(|b| b.is_ascii_digit());
+    match (output.status.success(), named) {
+        (true, true) => Ok(id.to_owned()),
+        (true, false) => Err(Error::unknown("sbatch succeeded without naming the job")),
+        // Whatever failed then, sudo or a login shell: the job is there.
+        (false, true) => Err(Error::unknown(format!("sbatch named job {id} and failed all the same: {}", output.complaint()))),
+        // Whoever is killed may have sent its request before.
+        (false, false) if killed(output) => Err(Error::unknown(format!("sbatch was killed: {}", output.complaint()))),
+        (false, false) => Err(refusal("sbatch", output)),
     }
-    Err(refusal("sbatch", output))
+}
+
+/// Shells write 128 + the signal's number; 254 is an exit code (see `ssh`).
+fn killed(output: &Output) -> bool {
+    output.status.code().is_none_or(|code| (129..=192).contains(&code))
 }
 
 /// What a failed command of Slurm's means for us.

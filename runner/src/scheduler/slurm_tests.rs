@@ -91,6 +91,17 @@ fn the_words_of_sbatch_decide_whether_it_may_have_happened() {
 }
 
 #[test]
+fn a_job_that_may_be_there_is_never_called_refused_nor_tried_elsewhere() {
+    let named = output(1, "123\n", "sudo: cannot write the log");
+    let killed = output(137, "", "Killed");
+    let killed_and_muttering = output(143, "", "sudo: unable to resolve host cmd0\nTerminated");
+    for case in [named, killed, killed_and_muttering] {
+        assert_eq!(judge_sbatch(&case).unwrap_err().kind, ErrorKind::Unknown, "{case:?}");
+    }
+    assert_eq!(judge_sbatch(&output(254, "", "sbatch: error: no such option")).unwrap_err().kind, ErrorKind::BadGateway);
+}
+
+#[test]
 fn cancelling_what_has_ended_is_fine() {
     assert!(judge_scancel(&output(1, "", "scancel: error: Kill job error on job id 99: Invalid job id specified")).is_ok());
     assert!(judge_scancel(&output(1, "", "scancel: error: Unable to contact slurm controller")).is_err());
