@@ -1,7 +1,8 @@
 //! The program as a value: started from a configuration, stopped within a bounded time. Tests start several in one process.
 
 use crate::cluster::Cluster;
-use crate::config::{Config, StoreConfig, Transport};
+use crate::config::{self, Config, Secret, StoreConfig, Transport};
+use crate::descriptors;
 use crate::domain::batch_script::Clients;
 use crate::error::{Error, Result};
 use crate::folder::{check_own, make_private};
@@ -9,15 +10,18 @@ use crate::http::guard::{self, Handler, Limits, Server};
 use crate::http::{self, jobs::Api, self_signed, tls};
 use crate::jobs::Jobs;
 use crate::keyhole::Keyhole;
+use crate::live::Live;
+use crate::reload::{Changes, settle};
 use crate::store::{Store, embedded::Embedded, etcd::Etcd};
 use crate::templates::TemplateFolder;
 use crate::watch::{Stop, jobs::JobsWatch, keyhole::KeyholeWatch, repeat};
+use rustls::ServerConfig;
 use std::collections::BTreeSet;
 use std::fs;
 use std::net::SocketAddr;
 use std::path::Path;
 use std::str::FromStr;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
@@ -58,11 +62,45 @@ impl FromStr for Part {
     }
 }
 
+/// What requests and watchers work on. When the configuration changes, another one takes its place as a whole.
+struct Setup {
+    clusters: Vec<Arc<Cluster>>,
+    keyhole: Arc<Keyhole>,
+    watch: config::Watch,
+    keep_finished: Duration,
+}
+
+impl Setup {
+    fn cluster(&self, name: &str) -> Result<&Arc<Cluster>> {
+        let found = self.clusters.iter().find(|cluster| cluster.name == name);
+        found.ok_or_else(|| Error::internal(format!("cluster {name} is no longer configured")))
+    }
+}
+
+/// What the API is made of, checked and ready.
+struct Front {
+    jobs: Jobs,
+    templates: TemplateFolder,
+    password: Secret,
+    clients: Clients,
+    /// The certificate and its key, and their digest.
+    tls: Option<(Arc<ServerConfig>, [u8; 32])>,
+}
+
+/// What was read last, to be compared with what is read next.
+struct Known {
+    config: Config,
+    clients: Option<Clients>,
+    certificate: Option<[u8; 32]>,
+}
+
 /// A running program.
 pub struct Runner {
-    api: Option<Server>,
+    setup: Arc<Live<Setup>>,
+    known: Mutex<Known>,
+    api: Option<(Arc<Api>, Server)>,
     keyhole: Option<Server>,
-    watchers: Vec<JoinHandle<()>>,
+    watchers: Mutex<Vec<JoinHandle<()>>>,
     stop: Stop,
     store: Arc<Store>,
 }
@@ -70,33 +108,40 @@ pub struct Runner {
 impl Runner {
     /// Starts these parts.
     pub fn start(config: &Config, parts: &BTreeSet<Part>) -> Result<Self> {
+        descriptors::provide(config)?;
         prepare_folders(config)?;
         let store = Arc::new(Store::new(open_store(&config.store)?));
         let clusters =
             config.clusters.iter().map(|cluster| Cluster::new(cluster, config).map(Arc::new)).collect::<Result<Vec<_>>>()?;
-        let keyhole = Arc::new(Keyhole::new(
-            Arc::clone(&store),
-            clusters.clone(),
-            config.keyhole.max_ports,
-            config.keyhole.static_forwarding,
-        ));
-        let mut runner = Self { api: None, keyhole: None, watchers: Vec::new(), stop: Stop::default(), store };
+        let (max_ports, fixed) = (config.keyhole.max_ports, config.keyhole.static_forwarding);
+        let keyhole = Keyhole::new(Arc::clone(&store), clusters.clone(), max_ports, fixed);
+        let setup = Arc::new(Live::new(setup(config, clusters, keyhole)));
+        let known = Known { config: config.clone(), clients: None, certificate: None };
+        let mut runner = Self {
+            setup,
+            known: Mutex::new(known),
+            api: None,
+            keyhole: None,
+            watchers: Mutex::default(),
+            stop: Stop::default(),
+            store,
+        };
         for part in parts {
-            runner.watch(*part, config, &clusters, &keyhole)?;
+            runner.watch(*part, config)?;
         }
         // Before the API: a job that starts at once must find it.
         if parts.contains(&Part::Keyhole) {
-            runner.keyhole = Some(start_keyhole(config, keyhole)?);
+            runner.keyhole = Some(start_keyhole(config, Arc::clone(&runner.setup))?);
         }
         if parts.contains(&Part::Api) {
-            runner.api = Some(runner.start_api(config, clusters)?);
+            runner.start_api(config)?;
         }
         Ok(runner)
     }
 
     /// Where front ends find it, if the API runs here.
     pub fn api_address(&self) -> Option<SocketAddr> {
-        self.api.as_ref().map(Server::address)
+        self.api.as_ref().map(|(_, server)| server.address())
     }
 
     /// Where jobs find it, if keyhole runs here.
@@ -104,43 +149,120 @@ impl Runner {
         self.keyhole.as_ref().map(Server::address)
     }
 
-    /// Ends everything: requests in flight are answered, leads are handed over.
-    pub fn stop(self) {
+    /// Ends everything within a bounded time: requests in flight are answered, leads are handed over.
+    pub fn stop(&self) {
         self.stop.stop();
-        self.api.into_iter().chain(self.keyhole).for_each(|server| server.stop(STOP_WITHIN));
+        thread::scope(|scope| {
+            let servers = self.api.iter().map(|(_, server)| server).chain(&self.keyhole);
+            servers.for_each(|server| drop(scope.spawn(|| server.stop(STOP_WITHIN))));
+        });
+        let watchers = std::mem::take(&mut *lock(&self.watchers));
         let deadline = Instant::now() + WATCHERS_STOP_WITHIN;
-        while self.watchers.iter().any(|watcher| !watcher.is_finished()) && Instant::now() < deadline {
+        while watchers.iter().any(|watcher| !watcher.is_finished()) && Instant::now() < deadline {
             thread::sleep(Duration::from_millis(10));
         }
-        if self.watchers.iter().any(|watcher| !watcher.is_finished()) {
+        if watchers.iter().any(|watcher| !watcher.is_finished()) {
             log::warn!("a watcher waits for another machine; the program ends without it");
         }
         self.store.resign();
     }
 
-    fn watch(&mut self, part: Part, config: &Config, clusters: &[Arc<Cluster>], keyhole: &Arc<Keyhole>) -> Result<()> {
-        for cluster in clusters {
-            let (store, stop) = (Arc::clone(&self.store), self.stop.clone());
+    /// Goes on with a changed configuration, and returns what has changed. If anything in it is wrong, all stays as it was. Requests
+    /// that are under way finish on what they began with; connections, ports and sessions that are in both configurations live on.
+    pub fn reload(&self, mut config: Config) -> Result<Vec<&'static str>> {
+        let mut known = lock(&self.known);
+        let Changes { mut taken, kept } = settle(&known.config, &mut config);
+        let old = self.setup.get();
+        let clusters = config
+            .clusters
+            .iter()
+            .map(|cluster| old.cluster(&cluster.name)?.renewed(cluster, &config).map(Arc::new))
+            .collect::<Result<Vec<_>>>()?;
+        let front = self.api.as_ref().map(|_| self.front(&config, &clusters)).transpose()?;
+        front.as_ref().map(|front| check_templates(&front.templates)).transpose()?;
+        // From here on nothing fails.
+        for key in kept {
+            let file = config.file.display();
+            log::warn!("{file}: {key} was changed, which a running program cannot follow: it stays as it was; restart for it");
+        }
+        let keyhole = old.keyhole.renewed(clusters.clone(), config.keyhole.max_ports, config.keyhole.static_forwarding);
+        self.setup.set(setup(&config, clusters, keyhole));
+        if let Some(front) = front {
+            taken.extend(self.show(front, &mut known));
+        }
+        known.config = config;
+        Ok(taken)
+    }
+
+    /// The API goes on with this; returns what is new of it.
+    fn show(&self, front: Front, known: &mut Known) -> Vec<&'static str> {
+        let Some((api, server)) = &self.api else { return Vec::new() };
+        let mut taken = Vec::new();
+        if known.clients.replace(front.clients.clone()).is_some_and(|before| before != front.clients) {
+            taken.push("keyhole-clients");
+        }
+        // Left alone where it is the same: clients that come back may resume their sessions.
+        if let Some((tls, digest)) = front.tls
+            && known.certificate.replace(digest) != Some(digest)
+        {
+            server.renew_tls(tls);
+            taken.push("certificate");
+        }
+        api.renew(front.jobs, &front.password);
+        taken
+    }
+
+    fn watch(&self, part: Part, config: &Config) -> Result<()> {
+        for cluster in &config.clusters {
+            let (store, stop, live) = (Arc::clone(&self.store), self.stop.clone(), Arc::clone(&self.setup));
+            let (name, times) = (cluster.name.clone(), Arc::clone(&self.setup));
             let started = match part {
                 Part::JobsWatch => {
-                    let interval = config.watch.jobs;
-                    let mut watch = JobsWatch::new(Arc::clone(&store), Arc::clone(cluster), config.keep_finished);
-                    repeat(format!("jobs-watch-{}", cluster.name), move || interval, store, stop, move || watch.cycle())
+                    let setup = live.get();
+                    let mut watch = JobsWatch::new(Arc::clone(&store), Arc::clone(setup.cluster(&name)?), setup.keep_finished);
+                    let cycle = move || {
+                        let setup = live.get();
+                        watch.follow(setup.cluster(&name)?, setup.keep_finished);
+                        watch.cycle()
+                    };
+                    repeat(format!("jobs-watch-{}", cluster.name), move || times.get().watch.jobs, store, stop, cycle)
                 }
                 Part::KeyholeWatch => {
-                    let interval = config.watch.keyhole;
-                    let mut watch = KeyholeWatch::new(Arc::clone(&store), Arc::clone(cluster), Arc::clone(keyhole));
-                    repeat(format!("keyhole-watch-{}", cluster.name), move || interval, store, stop, move || watch.cycle())
+                    let setup = live.get();
+                    let mut watch =
+                        KeyholeWatch::new(Arc::clone(&store), Arc::clone(setup.cluster(&name)?), Arc::clone(&setup.keyhole));
+                    let cycle = move || {
+                        let setup = live.get();
+                        watch.follow(setup.cluster(&name)?, &setup.keyhole);
+                        watch.cycle()
+                    };
+                    repeat(format!("keyhole-watch-{}", cluster.name), move || times.get().watch.keyhole, store, stop, cycle)
                 }
                 Part::Api | Part::Keyhole => return Ok(()),
             };
-            self.watchers.push(started.map_err(|e| Error::internal(format!("no thread can be started: {e}")))?);
+            let started = started.map_err(|e| Error::internal(format!("no thread can be started: {e}")))?;
+            lock(&self.watchers).push(started);
         }
         Ok(())
     }
 
-    fn start_api(&self, config: &Config, clusters: Vec<Arc<Cluster>>) -> Result<Server> {
-        let password = config.api.password.as_ref().ok_or_else(|| {
+    fn start_api(&mut self, config: &Config) -> Result<()> {
+        let front = self.front(config, &self.setup.get().clusters)?;
+        check_templates(&front.templates).unwrap_or_else(|error| log::error!("{error}"));
+        let api = Arc::new(Api::new(front.jobs, &front.password));
+        let (tls, digest) = front.tls.unzip();
+        let server = guard::start("api", config.api.listen, tls, api_limits(), &config.state_dir.join("http"), api.service())?;
+        log::info!("api: listening on {} ({:?})", server.address(), config.api.transport);
+        let mut known = lock(&self.known);
+        (known.clients, known.certificate) = (Some(front.clients), digest);
+        drop(known);
+        self.api = Some((api, server));
+        Ok(())
+    }
+
+    /// Reads what the API needs beside the configuration, and checks it.
+    fn front(&self, config: &Config, clusters: &[Arc<Cluster>]) -> Result<Front> {
+        let password = config.api.password.clone().ok_or_else(|| {
             let settings = config.file.with_file_name("settings.json");
             Error::bad_input(format!(
                 "there is no api-password: write {{\"api-password\": \"…\"}} into {} (mode 0600)",
@@ -148,21 +270,12 @@ impl Runner {
             ))
         })?;
         let templates = TemplateFolder::new(config.templates.clone(), config.keyhole.max_ports);
-        check_templates(&templates);
         let clients = load_clients(&config.clients)?;
-        let servers = self.keyhole_servers(config);
-        let max_ports = config.keyhole.max_ports;
-        let jobs = Jobs::new(Arc::clone(&self.store), clusters, templates, clients, servers, max_ports, config.limits)
+        let (servers, max_ports) = (self.keyhole_servers(config), config.keyhole.max_ports);
+        let store = Arc::clone(&self.store);
+        let jobs = Jobs::new(store, clusters.to_vec(), templates.clone(), clients.clone(), servers, max_ports, config.limits)
             .watched_every(config.watch.jobs);
-        let api = Api::new(jobs, password).into_service();
-        let tls = match &config.api.transport {
-            Transport::Tls { certificate, key } => Some(tls::load(certificate, key)?),
-            Transport::SelfSigned => Some(self_signed::load_or_make(&config.state_dir.join("tls"), config.api.listen.ip())?),
-            Transport::Plain => None,
-        };
-        let server = guard::start("api", config.api.listen, tls, api_limits(), &config.state_dir.join("http"), api)?;
-        log::info!("api: listening on {} ({:?})", server.address(), config.api.transport);
-        Ok(server)
+        Ok(Front { jobs, templates, password, clients, tls: load_tls(config)? })
     }
 
     /// Port 0 stands for the port that keyhole got here, whichever it is.
@@ -173,8 +286,27 @@ impl Runner {
     }
 }
 
-fn start_keyhole(config: &Config, keyhole: Arc<Keyhole>) -> Result<Server> {
-    let handler: Handler = Arc::new(move |request| http::keyhole::handle(&keyhole, &request));
+fn setup(config: &Config, clusters: Vec<Arc<Cluster>>, keyhole: Keyhole) -> Setup {
+    Setup { clusters, keyhole: Arc::new(keyhole), watch: config.watch, keep_finished: config.keep_finished }
+}
+
+fn load_tls(config: &Config) -> Result<Option<(Arc<ServerConfig>, [u8; 32])>> {
+    let (certificate, key) = match &config.api.transport {
+        Transport::Tls { certificate, key } => (certificate.clone(), key.clone()),
+        Transport::SelfSigned => self_signed::make_if_absent(&config.state_dir.join("tls"), config.api.listen.ip())?,
+        Transport::Plain => return Ok(None),
+    };
+    // Before the files are read for good: what is changed in between is then seen as changed the next time.
+    let digest = tls::digest(&certificate, &key);
+    Ok(Some((tls::load(&certificate, &key)?, digest)))
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn start_keyhole(config: &Config, setup: Arc<Live<Setup>>) -> Result<Server> {
+    let handler: Handler = Arc::new(move |request| http::keyhole::handle(&setup.get().keyhole, &request));
     let server = guard::start("keyhole", config.keyhole.listen, None, keyhole_limits(), &config.state_dir.join("http"), handler)?;
     log::info!("keyhole: listening on {}", server.address());
     Ok(server)
@@ -208,17 +340,14 @@ fn prepare_folders(config: &Config) -> Result<()> {
     Ok(())
 }
 
-/// A template that is wrong is its own misfortune: the others work.
-fn check_templates(templates: &TemplateFolder) {
-    match templates.names() {
-        Ok(names) if names.is_empty() => log::warn!("templates: there are none"),
-        Ok(names) => {
-            for error in names.iter().filter_map(|name| templates.load(name).err()) {
-                log::error!("{error}");
-            }
-        }
-        Err(error) => log::error!("{error}"),
+/// A template that is wrong is its own misfortune: the others work, and so does this one as soon as it is mended.
+fn check_templates(templates: &TemplateFolder) -> Result<()> {
+    let names = templates.names()?;
+    if names.is_empty() {
+        log::warn!("templates: there are none");
     }
+    names.iter().filter_map(|name| templates.load(name).err()).for_each(|error| log::error!("{error}"));
+    Ok(())
 }
 
 /// The keyhole-clients of a folder, one per architecture: `keyhole-client.x86_64` and so on.

@@ -21,7 +21,7 @@ use self::permits::{Permit, Permits};
 
 /// A stock sshd takes 10 sessions per connection (`MaxSessions`); one is the master's own, and one is left in reserve. Where it turns out
 /// to take fewer, we make do with fewer.
-const SESSIONS: usize = 8;
+pub(crate) const SESSIONS: usize = 8;
 /// So long a command waits for a session that sshd refuses.
 const REFUSED_LIMIT: Duration = Duration::from_secs(10);
 /// How long a new connection may take, in seconds; ssh's own limit and ours.
@@ -36,7 +36,7 @@ const QUIET: Duration = Duration::from_secs(2);
 const READY: &str = "bwvisu-ready";
 
 /// What all nodes have in common.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SshOptions {
     /// The private key; where it is not given, ssh looks where it always looks.
     pub identity_file: Option<PathBuf>,

@@ -47,7 +47,9 @@ pub fn demo(args: &DemoArgs) -> Result<ExitCode> {
     let config = demo_config(folder.path(), &password)?;
     let mut signals = end_signals()?;
     let runner = Runner::start(&config, &Part::ALL.into_iter().collect())?;
-    let result = show(&runner, &password, &user.name, args, || wait_for_end(&mut signals));
+    let result = show(&runner, &password, &user.name, args, || {
+        wait_for_end(&mut signals, || log::info!("SIGHUP is ignored: the demo has no configuration file"));
+    });
     runner.stop();
     if result.is_err() {
         print_logs(&folder.path().join("home").join(&user.name));

@@ -1,4 +1,4 @@
-//! Files → one checked [`Config`], once. Nobody looks at the files after that.
+//! Files → one checked [`Config`], when the program starts and when it is told to look again. Nobody else looks at the files.
 //!
 //! Inside, a configuration is a list of clusters; the file describes one, called [`DEFAULT_CLUSTER`].
 
@@ -20,7 +20,7 @@ use std::time::Duration;
 pub const DEFAULT_CLUSTER: &str = "default";
 
 /// Everything that the program was told, checked.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Config {
     /// The file it came from.
     pub file: PathBuf,
@@ -58,7 +58,7 @@ pub struct Limits {
 }
 
 /// The front ends' side.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Api {
     /// Where it listens.
     pub listen: SocketAddr,
@@ -69,7 +69,7 @@ pub struct Api {
 }
 
 /// How the API's connections are protected.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Transport {
     /// TLS with these files.
     Tls {
@@ -85,7 +85,7 @@ pub enum Transport {
 }
 
 /// The jobs' side.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Keyhole {
     /// Where it listens.
     pub listen: SocketAddr,
@@ -98,7 +98,7 @@ pub struct Keyhole {
 }
 
 /// Where records are kept.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub enum StoreConfig {
     /// etcd.
     Etcd(EtcdConfig),
@@ -107,7 +107,7 @@ pub enum StoreConfig {
 }
 
 /// How often the watchers look.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Watch {
     /// At the scheduler.
     pub jobs: Duration,
@@ -116,7 +116,7 @@ pub struct Watch {
 }
 
 /// One cluster.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Cluster {
     /// Its name, in every record and key.
     pub name: String,

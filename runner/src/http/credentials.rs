@@ -5,6 +5,7 @@ use super::guard::{Denial, Header};
 use super::problem;
 use crate::config::Secret;
 use crate::error::Error;
+use crate::live::Live;
 use crate::seldom::Seldom;
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
@@ -30,7 +31,7 @@ const MOST_ADDRESSES: usize = 4096;
 
 /// The right credentials, and who has sent wrong ones.
 pub struct Credentials {
-    right: [u8; 32],
+    right: Live<[u8; 32]>,
     guesses: Mutex<HashMap<IpAddr, Guesses>>,
     lines: Seldom<IpAddr>,
 }
@@ -43,8 +44,12 @@ struct Guesses {
 impl Credentials {
     /// Those of [`API_USER`] with this password.
     pub fn new(password: &Secret) -> Self {
-        let right = digest(format!("{API_USER}:{}", password.expose()).as_bytes());
-        Self { right, guesses: Mutex::default(), lines: Seldom::default() }
+        Self { right: Live::new(right(password)), guesses: Mutex::default(), lines: Seldom::default() }
+    }
+
+    /// From now on the password is this one. Who guessed is not forgotten.
+    pub fn renew(&self, password: &Secret) {
+        self.right.set(right(password));
     }
 
     /// Judges the credentials first: the right ones pass at once, whatever else came from the same address, because all
@@ -53,7 +58,7 @@ impl Credentials {
         let header = headers.iter().find(|(name, _)| name.eq_ignore_ascii_case("authorization")).map(|(_, value)| value.as_str());
         let given = header.and_then(basic_credentials);
         // Digests have one length, so that neither the length nor the first wrong letter shows in the time.
-        let equal: bool = digest(given.as_deref().unwrap_or_default()).ct_eq(&self.right).into();
+        let equal: bool = digest(given.as_deref().unwrap_or_default()).ct_eq(&*self.right.get()).into();
         if equal && given.is_some() {
             return Ok(());
         }
@@ -81,6 +86,10 @@ impl Credentials {
         *known = Guesses { count: known.count.saturating_add(1), last: now };
         delay(known.count)
     }
+}
+
+fn right(password: &Secret) -> [u8; 32] {
+    digest(format!("{API_USER}:{}", password.expose()).as_bytes())
 }
 
 fn delay(guesses: u32) -> Duration {
@@ -127,6 +136,14 @@ mod tests {
         assert!(credentials.check(&header("right"), address(1)).is_ok(), "the same address with the right one");
         assert_eq!(after(&header("wrong"), 2), Duration::ZERO, "another address");
         assert_eq!(after(&[], 1), Duration::ZERO, "nothing was guessed");
+    }
+
+    #[test]
+    fn a_changed_password_counts_at_once_and_the_old_one_no_more() {
+        let credentials = Credentials::new(&Secret::new("right".into()));
+        credentials.renew(&Secret::new("new".into()));
+        assert!(credentials.check(&header("new"), address(1)).is_ok());
+        assert!(credentials.check(&header("right"), address(1)).is_err());
     }
 
     #[test]

@@ -10,6 +10,7 @@ use crate::domain::job::{Job, State, parse_job_id};
 use crate::domain::text;
 use crate::error::{Error, ErrorKind, Result};
 use crate::jobs::{Jobs, NewJob, View};
+use crate::live::Live;
 use serde_json::{Map, Value, json};
 use std::sync::Arc;
 
@@ -17,7 +18,7 @@ pub use super::credentials::API_USER;
 
 /// The API on the verbs of [`Jobs`].
 pub struct Api {
-    jobs: Jobs,
+    jobs: Live<Jobs>,
     credentials: Credentials,
     slots: Slots,
 }
@@ -25,13 +26,20 @@ pub struct Api {
 impl Api {
     /// The API for those who know `password`.
     pub fn new(jobs: Jobs, password: &Secret) -> Self {
-        Self { jobs, credentials: Credentials::new(password), slots: Slots::default() }
+        let slots = Slots::new(jobs.limits().submissions_in_flight);
+        Self { jobs: Live::new(jobs), credentials: Credentials::new(password), slots }
+    }
+
+    /// From now on, requests are answered with these verbs and this password; those that are under way finish with the old ones.
+    pub fn renew(&self, jobs: Jobs, password: &Secret) {
+        self.slots.renew(jobs.limits().submissions_in_flight);
+        self.credentials.renew(password);
+        self.jobs.set(jobs);
     }
 
     /// For the guard, which asks for the credentials before it reads a body.
-    pub fn into_service(self) -> Service {
-        let api = Arc::new(self);
-        let screening = Arc::clone(&api);
+    pub fn service(self: &Arc<Self>) -> Service {
+        let (api, screening) = (Arc::clone(self), Arc::clone(self));
         Service {
             handler: Arc::new(move |request| api.handle(&request)),
             screen: Some(Arc::new(move |headers, peer| screening.credentials.check(headers, peer))),
@@ -53,7 +61,7 @@ impl Api {
         match (request.method.as_str(), &path[..]) {
             ("POST", ["jobs"]) => self.submit(request),
             ("GET", ["jobs"]) => self.list(),
-            ("GET", ["jobs", id]) => Ok(Response::json(200, &job_object(&self.jobs.describe(parse_job_id(id)?)?))),
+            ("GET", ["jobs", id]) => Ok(Response::json(200, &job_object(&self.jobs.get().describe(parse_job_id(id)?)?))),
             ("DELETE", ["jobs", id]) => self.cancel(id),
             ("GET", ["cluster", "check-user", name]) => self.check_user(name),
             (_, ["jobs"]) => Ok(method_not_allowed("GET, POST")),
@@ -69,26 +77,26 @@ impl Api {
         }
         let key = request.header("idempotency-key").map(check_key).transpose()?;
         let new = read_job(&request.body)?;
-        let _slot = self.slots.take()?;
-        let id = self.jobs.submit(&new, key)?;
+        let _slot = self.slots.take_for_submission()?;
+        let id = self.jobs.get().submit(&new, key)?;
         Ok(Response::json(200, &json!({"job-id": id.to_string()})))
     }
 
     fn list(&self) -> Result<Response> {
-        let ids: Vec<String> = self.jobs.list()?.iter().map(u64::to_string).collect();
+        let ids: Vec<String> = self.jobs.get().list()?.iter().map(u64::to_string).collect();
         Ok(Response::json(200, &json!({"jobs": ids})))
     }
 
     fn cancel(&self, id: &str) -> Result<Response> {
         let id = parse_job_id(id).map_err(|_| Error::not_found("no such running job"))?;
         let _slot = self.slots.take()?;
-        self.jobs.cancel(id)?;
+        self.jobs.get().cancel(id)?;
         Ok(Response::json(200, &json!({"response": "job cancelled"})))
     }
 
     fn check_user(&self, name: &str) -> Result<Response> {
         let _slot = self.slots.take()?;
-        match self.jobs.check_user(name) {
+        match self.jobs.get().check_user(name) {
             Ok(_) => Ok(Response::json(200, &json!({"response": "success"}))),
             Err(error) if error.kind == ErrorKind::BadInput => Err(Error::not_found(error.message)),
             Err(error) => Err(error),

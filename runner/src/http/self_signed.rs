@@ -1,6 +1,5 @@
 //! A certificate of our own making, for installations that have none: made once and kept, so that front ends can pin it.
 
-use super::tls;
 use crate::error::{Error, Result};
 use crate::folder::{check_own, make_private};
 use rcgen::{CertificateParams, DistinguishedName, DnType, KeyPair};
@@ -9,15 +8,14 @@ use std::io::Write;
 use std::net::IpAddr;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 
 /// The certificate's file in `folder`.
 pub fn certificate_file(folder: &Path) -> PathBuf {
     folder.join("certificate.pem")
 }
 
-/// The certificate in `folder`, made if it is not there. It names this host, `localhost`, and `address` if that is a certain one.
-pub fn load_or_make(folder: &Path, address: IpAddr) -> Result<Arc<rustls::ServerConfig>> {
+/// The certificate in `folder` and its key, made if they are not there. It names this host, `localhost`, and `address` if that is a certain one.
+pub fn make_if_absent(folder: &Path, address: IpAddr) -> Result<(PathBuf, PathBuf)> {
     let (certificate, key) = (certificate_file(folder), folder.join("key.pem"));
     make_private(folder)?;
     check_own(folder)?;
@@ -25,7 +23,7 @@ pub fn load_or_make(folder: &Path, address: IpAddr) -> Result<Arc<rustls::Server
         make(&certificate, &key, address)?;
         log::warn!("api: no api-tls is configured; front ends must trust {}", certificate.display());
     }
-    tls::load(&certificate, &key)
+    Ok((certificate, key))
 }
 
 fn make(certificate: &Path, key: &Path, address: IpAddr) -> Result<()> {

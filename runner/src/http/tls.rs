@@ -1,11 +1,13 @@
-//! The certificate and key of a listener, read once when the program starts.
+//! The certificate and key of a listener, read when the program starts and when it is told to look again.
 
+use std::fs;
 use std::path::Path;
 use std::sync::Arc;
 
 use rustls::ServerConfig;
 use rustls::pki_types::pem::{self, PemObject};
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use sha2::{Digest, Sha256};
 
 use crate::error::{Error, Result};
 
@@ -23,6 +25,16 @@ pub fn load(certificate: &Path, key: &Path) -> Result<Arc<ServerConfig>> {
         .map_err(|error| unfit(certificate, key, &error))?;
     config.alpn_protocols = vec![b"http/1.1".to_vec()];
     Ok(Arc::new(config))
+}
+
+/// What tells whether these files were changed.
+pub fn digest(certificate: &Path, key: &Path) -> [u8; 32] {
+    let mut both = Sha256::new();
+    for path in [certificate, key] {
+        // A file that cannot be read is `load`'s to complain about.
+        both.update(Sha256::digest(fs::read(path).unwrap_or_default()));
+    }
+    both.finalize().into()
 }
 
 fn read_chain(path: &Path) -> Result<Vec<CertificateDer<'static>>> {
@@ -59,7 +71,6 @@ fn unfit(certificate: &Path, key: &Path, error: &rustls::Error) -> Error {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::fs;
 
     struct Files {
         folder: tempfile::TempDir,
@@ -97,6 +108,15 @@ mod tests {
     #[test]
     fn a_matching_pair_is_loaded() {
         assert_eq!(Files::new().load("one.pem", "one.key").unwrap().alpn_protocols, [b"http/1.1".to_vec()]);
+    }
+
+    #[test]
+    fn a_change_of_either_file_is_noticed() {
+        let files = Files::new();
+        let digest = |certificate, key| super::digest(&files.folder.path().join(certificate), &files.folder.path().join(key));
+        assert_eq!(digest("one.pem", "one.key"), digest("one.pem", "one.key"));
+        assert_ne!(digest("one.pem", "one.key"), digest("two.pem", "one.key"));
+        assert_ne!(digest("one.pem", "one.key"), digest("one.pem", "two.key"));
     }
 
     #[test]

@@ -16,7 +16,7 @@ use keyhole_protocol::nodelist;
 use serde_json::{Map, Value};
 use std::collections::HashMap;
 use std::fmt::Write;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 const SUBMIT_LIMIT: Duration = Duration::from_secs(45);
@@ -74,13 +74,13 @@ pub struct Slurm {
 }
 
 struct CommandNode {
-    node: Node,
+    node: Arc<Node>,
     rests_until: Mutex<Option<Instant>>,
 }
 
 impl Slurm {
     /// Slurm behind `nodes`, which are tried in this order. `with_groups`: also ask for the groups of accounts.
-    pub fn new(nodes: Vec<Node>, with_groups: bool) -> Self {
+    pub fn new(nodes: Vec<Arc<Node>>, with_groups: bool) -> Self {
         let nodes = nodes.into_iter().map(|node| CommandNode { node, rests_until: Mutex::new(None) }).collect();
         Self { nodes, with_groups, users: Mutex::new(HashMap::new()) }
     }

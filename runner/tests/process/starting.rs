@@ -35,7 +35,7 @@ fn sighup_does_not_end_it() {
     let bench = Bench::plain();
     let served = bench.serve();
     served.signal("-HUP");
-    until("it says so", || served.log().contains("SIGHUP is ignored").then_some(()), || served.log());
+    until("it says so", || served.log().contains("SIGHUP: read again; nothing has changed").then_some(()), || served.log());
     assert_eq!(served.get("/jobs").status, 200);
 }
 

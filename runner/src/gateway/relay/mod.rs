@@ -13,7 +13,7 @@ use super::{Gateway, Installed, Probe, Rule, Target};
 use crate::domain::ports::Numbering;
 use crate::error::{Error, Result};
 use listen::{Acceptor, Destination, Listener};
-use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use rustix::process::{Resource, getrlimit};
 use session::Sessions;
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::ErrorKind;
@@ -162,18 +162,10 @@ impl Drop for Relay {
     }
 }
 
-/// How many sessions there may be when half of the descriptors are left for everything else that this process does. The usual limit
-/// is low for the sake of old programs, and may be raised.
+/// How many sessions there may be when half of the descriptors are left for everything else that this process does.
 fn affordable(sessions: usize) -> usize {
     let wanted = 4 * sessions as u64;
-    let Rlimit { current, maximum } = getrlimit(Resource::Nofile);
-    let raised = maximum.map_or(wanted, |maximum| maximum.min(wanted));
-    let granted = match current {
-        Some(current) if current < raised => {
-            setrlimit(Resource::Nofile, Rlimit { current: Some(raised), maximum }).map_or(current, |()| raised)
-        }
-        current => current.unwrap_or(wanted),
-    };
+    let granted = getrlimit(Resource::Nofile).current.unwrap_or(wanted);
     if granted < wanted {
         log::warn!(
             "the relay has room for {} sessions only; {wanted} descriptors (ulimit -n) would be enough for all",

@@ -9,13 +9,15 @@ use super::exchange::{self, Question};
 use super::head::{self, Head};
 use super::seats::Seat;
 use super::{Denial, Guard};
+use crate::live::Live;
 
 /// How long, and how many bytes, we still listen to a client that we have answered for the last time.
 const FAREWELL: (Duration, usize) = (Duration::from_secs(1), 4 * 1024 * 1024);
 
 /// Serves the requests that come on this connection, one after the other.
 pub(super) fn serve(guard: &Guard, seat: &Seat) {
-    let stream = match Stream::open(seat.socket(), guard.tls.as_ref(), guard.limits.handshake) {
+    let tls = guard.tls.as_ref().map(Live::get);
+    let stream = match Stream::open(seat.socket(), tls.as_ref(), guard.limits.handshake) {
         Ok(stream) => stream,
         Err(error) => return log::debug!("{}: {}: no TLS handshake: {error}", guard.name, seat.peer()),
     };

@@ -17,8 +17,8 @@ use std::io::{self, Read, Write};
 use std::net::{IpAddr, Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::os::fd::OwnedFd;
 use std::path::Path;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
@@ -29,6 +29,7 @@ use self::seats::{Seat, Seats};
 use super::backend::Backend;
 use super::message::{Request, Response};
 use crate::error::{Error, Result};
+use crate::live::Live;
 use crate::seldom::Seldom;
 
 /// What answers requests. It may block, and it may panic: the client gets a 500 then, and nobody else notices.
@@ -96,7 +97,7 @@ pub fn start(
     let shared = Arc::clone(&guard);
     let thread = named(&format!("{name}-accept")).spawn(move || shared.accept(&listener));
     let thread = thread.inspect_err(|_| guard.backend.stop(Instant::now())).map_err(cannot)?;
-    Ok(Server { address, guard, stopper, thread: Some(thread) })
+    Ok(Server { address, guard, stopper, thread: Mutex::new(Some(thread)) })
 }
 
 fn named(name: &str) -> thread::Builder {
@@ -118,7 +119,7 @@ pub struct Server {
     address: SocketAddr,
     guard: Arc<Guard>,
     stopper: TcpStream,
-    thread: Option<JoinHandle<()>>,
+    thread: Mutex<Option<JoinHandle<()>>>,
 }
 
 impl Server {
@@ -127,18 +128,22 @@ impl Server {
         self.address
     }
 
+    /// New connections get this configuration of TLS; those that are there keep theirs. A listener without TLS stays without.
+    pub fn renew_tls(&self, tls: Arc<ServerConfig>) {
+        if let Some(live) = &self.guard.tls {
+            live.set(tls);
+        }
+    }
+
     /// How many connections were turned away because there was no room for them.
     pub fn refused(&self) -> u64 {
         self.guard.refused.load(Ordering::Relaxed)
     }
 
     /// Stops accepting at once, lets the requests in flight end `within` this time, and cuts off those that do not.
-    pub fn stop(mut self, within: Duration) {
-        self.shut(within);
-    }
-
-    fn shut(&mut self, within: Duration) {
-        let Some(thread) = self.thread.take() else { return };
+    pub fn stop(&self, within: Duration) {
+        let thread = self.thread.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let Some(thread) = thread else { return };
         let deadline = Instant::now() + within;
         self.guard.stopping.store(true, Ordering::SeqCst);
         // It fails only if the listener is closed already.
@@ -157,14 +162,14 @@ impl Server {
 
 impl Drop for Server {
     fn drop(&mut self) {
-        self.shut(Duration::ZERO);
+        self.stop(Duration::ZERO);
     }
 }
 
 /// What all threads of one listener share.
 struct Guard {
     name: String,
-    tls: Option<Arc<ServerConfig>>,
+    tls: Option<Live<ServerConfig>>,
     limits: Limits,
     screen: Option<Screen>,
     backend: Arc<Backend>,
@@ -187,7 +192,7 @@ impl Guard {
     ) -> Self {
         Self {
             name: name.to_owned(),
-            tls,
+            tls: tls.map(Live::new),
             limits,
             screen,
             backend,

@@ -105,6 +105,7 @@ impl Local {
             wall_seconds: limit::wall_time(submission.script)?.map(|limit| limit.as_secs()),
             grace_millis: u64::try_from(self.options.grace.as_millis()).unwrap_or(u64::MAX),
             slots: self.options.slots,
+            descriptors: crate::descriptors::given(),
             after: None,
             mark: String::new(),
             submitted_at: Timestamp::now(),

@@ -169,6 +169,8 @@ impl Shepherd {
     }
 
     fn start(&mut self, script: String) -> io::Result<()> {
+        // For the job alone; the shepherd needs few.
+        self.request.descriptors.map_or(Ok(()), crate::descriptors::restore)?;
         let mut command = self.command();
         let mut child = command.spawn().map_err(|error| {
             let Request { user, folder, .. } = &self.request;

@@ -41,6 +41,9 @@ pub(super) struct Request {
     pub(super) wall_seconds: Option<u64>,
     pub(super) grace_millis: u64,
     pub(super) slots: usize,
+    /// The soft limit of open files that the runner was started with, and not the one that it raised for itself.
+    #[serde(default)]
+    pub(super) descriptors: Option<u64>,
     /// The job before this one, which leaves the queue first.
     pub(super) after: Option<u64>,
     /// The mark in the environment of its processes.
@@ -302,6 +305,7 @@ mod tests {
             wall_seconds: None,
             grace_millis: 5000,
             slots: 1,
+            descriptors: None,
             after: None,
             mark: String::new(),
             submitted_at: Timestamp::UNIX_EPOCH,
