@@ -262,17 +262,21 @@ fn a_cluster_that_hangs_leaves_room_for_those_who_look_at_jobs() {
     assert_eq!(served.post(&job("alice")).status, 200);
     cluster.play("hang.sbatch", "");
     std::thread::scope(|scope| {
-        let posts: Vec<_> = (0..40).map(|_| scope.spawn(|| served.post(&job("alice")).status)).collect();
+        let posts: Vec<_> = (0..40).map(|_| scope.spawn(|| served.post(&job("alice")))).collect();
         until("sbatch hangs", || (cluster.called("sbatch").len() > 8).then_some(()), || served.log());
-        // Those who find no room are told so after two seconds.
+        // Those who find no room are told so, after two seconds at most.
         until("16 are told", || (posts.iter().filter(|post| post.is_finished()).count() == 16).then_some(()), || served.log());
         let begin = Instant::now();
         let looks: Vec<_> = (0..10).map(|_| (served.get("/jobs").status, served.get("/jobs/1").status)).collect();
         let time = begin.elapsed();
         cluster.stop_playing("hang.sbatch");
         assert_eq!((looks, time < Duration::from_secs(5)), (vec![(200, 200); 10], true), "{time:?}");
-        let answers: Vec<u16> = posts.into_iter().map(|post| post.join().unwrap()).collect();
-        let count = |status| answers.iter().filter(|answer| **answer == status).count();
-        assert_eq!((count(200), count(503)), (24, 16), "{answers:?}");
+        let (taken, refused): (Vec<_>, Vec<_>) =
+            posts.into_iter().map(|post| post.join().unwrap()).partition(|answer| answer.status == 200);
+        assert_eq!((taken.len(), refused.len()), (24, 16), "{refused:?}");
+        for answer in refused {
+            answer.assert_problem(429, "Too Many Requests", "24 submissions are under way already");
+            assert!(answer.headers.contains("retry-after"), "{}", answer.headers);
+        }
     });
 }
