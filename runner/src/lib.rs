@@ -23,6 +23,8 @@ pub mod domain;
 pub mod effect;
 pub mod error;
 pub mod folder;
+#[cfg(test)]
+mod fuzz;
 pub mod gateway;
 pub mod http;
 pub mod jobs;

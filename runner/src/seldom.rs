@@ -126,7 +126,8 @@ mod tests {
 
     #[test]
     fn a_flood_of_subjects_shares_one_line_and_takes_no_memory() {
-        let pause = Duration::from_millis(200);
+        // So long that the flood is over before too many have passed, also on a machine that has other things to do.
+        let pause = Duration::from_secs(2);
         let seldom = Seldom::new(1, pause);
         let written = (0..100_000).filter(|subject| seldom.due(*subject).is_some()).count();
         assert!((65..=1000).contains(&written), "{written} lines");

@@ -268,8 +268,11 @@ fn bool_or_word<'de, D: Deserializer<'de>>(deserializer: D) -> std::result::Resu
 
 /// Reads `path`. Errors name the key, the file and the line.
 pub fn read<T: DeserializeOwned>(path: &Path) -> Result<T> {
-    let text = fs::read_to_string(path).map_err(|e| Error::bad_input(format!("{}: cannot be read: {e}", path.display())))?;
-    parse(&text, path)
+    parse(&text_of(path)?, path)
+}
+
+fn text_of(path: &Path) -> Result<String> {
+    fs::read_to_string(path).map_err(|e| Error::bad_input(format!("{}: cannot be read: {e}", path.display())))
 }
 
 /// Reads `text`, which came from `path`.
@@ -285,6 +288,20 @@ pub fn parse<T: DeserializeOwned>(text: &str, path: &Path) -> Result<T> {
     Ok(value)
 }
 
+/// Reads the text of `settings.json`, which came from `path`. Errors do not show what it holds, since they end up in logs.
+pub fn parse_settings(text: &str, path: &Path) -> Result<Settings> {
+    parse(text, path).map_err(|error| Error { message: without_values(error.message), ..error })
+}
+
+/// "invalid type: integer `4711`, expected a string" without the number.
+fn without_values(message: String) -> String {
+    let value = ["invalid type: ", "invalid value: "].iter().find_map(|words| message.find(words).map(|at| at + words.len()));
+    match (value, message.rfind("expected ")) {
+        (Some(begin), Some(end)) if begin <= end => format!("{}{}", &message[..begin], &message[end..]),
+        _ => message,
+    }
+}
+
 /// Reads `settings.json`, which only its owner may read. It may be absent.
 pub fn read_settings(path: &Path) -> Result<Settings> {
     let Ok(metadata) = fs::metadata(path) else { return Ok(Settings::default()) };
@@ -293,5 +310,5 @@ pub fn read_settings(path: &Path) -> Result<Settings> {
         let path = path.display();
         return Err(Error::bad_input(format!("{path}: holds secrets, but its mode is {mode:04o}: chmod 0600 {path}")));
     }
-    read(path)
+    parse_settings(&text_of(path)?, path)
 }

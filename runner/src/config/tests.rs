@@ -112,6 +112,18 @@ fn a_secrets_file_that_others_may_read_is_refused() {
 }
 
 #[test]
+fn a_broken_secrets_file_is_named_without_what_it_holds() {
+    let path = Path::new("settings.json");
+    for text in
+        [r#"{"api-password": 47114711}"#, r#""47114711""#, r#"{"api-password": ["47114711"]}"#, r#"{"etcd-user": 47114711}"#]
+    {
+        let message = file::parse_settings(text, path).err().unwrap().message;
+        assert!(message.starts_with("settings.json: ") && message.contains("expected"), "{message}");
+        assert!(!message.contains("4711") && message.contains("line 1"), "{message}");
+    }
+}
+
+#[test]
 fn a_secret_does_not_show() {
     assert!(!format!("{:?}", Secret::new("geheim".into())).contains("geheim"));
 }

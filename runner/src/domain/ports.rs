@@ -46,6 +46,7 @@ impl fmt::Display for PortRange {
 
 /// `count` neighbouring external ports forwarded to as many neighbouring internal ones; never across a block's border.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(try_from = "WrittenSpan")]
 pub struct Span {
     /// The first external port.
     pub external: u16,
@@ -53,6 +54,26 @@ pub struct Span {
     pub internal: u16,
     /// How many.
     pub count: u16,
+}
+
+/// A span as a record has it; a damaged record may hold any numbers.
+#[derive(Deserialize)]
+struct WrittenSpan {
+    external: u16,
+    internal: u16,
+    count: u16,
+}
+
+impl TryFrom<WrittenSpan> for Span {
+    type Error = String;
+
+    fn try_from(WrittenSpan { external, internal, count }: WrittenSpan) -> Result<Self, String> {
+        let fits = |first: u16| count.checked_sub(1).and_then(|more| first.checked_add(more)).is_some();
+        if fits(external) && fits(internal) {
+            return Ok(Self { external, internal, count });
+        }
+        Err(format!("{count} ports from {external} and {internal} on are no ports"))
+    }
 }
 
 impl Span {

@@ -77,9 +77,7 @@ impl Iptables {
         if !output.status.success() {
             return Err(self.failed("iptables-save", &output));
         }
-        // A login shell may have had something to say before.
-        let listing = output.stdout.split_once("bwvisu-begin\n").map(|(_, listing)| listing);
-        listing.and_then(Saved::parse).ok_or_else(|| self.failed("reading iptables-save", &output))
+        read_listing(&output.stdout).ok_or_else(|| self.failed("reading iptables-save", &output))
     }
 }
 
@@ -131,9 +129,11 @@ impl Gateway for Iptables {
 
 /// The last line of a complete answer.
 const END: &str = "bwvisu-end";
+/// The same as a line, without which an answer is cut off.
+const END_LINE: &str = "bwvisu-end\n";
 /// The exit code of a script that found our chains missing.
 const NOT_READY: i32 = 77;
-const SAVE_SCRIPT: &str = "set -e\nexport LC_ALL=C\necho bwvisu-begin\nsudo -n iptables-save -t nat </dev/null\nsudo -n iptables-save -t filter </dev/null\n";
+const SAVE_SCRIPT: &str = "set -e\nexport LC_ALL=C\necho bwvisu-begin\nsudo -n iptables-save -t nat </dev/null\nsudo -n iptables-save -t filter </dev/null\necho bwvisu-end\n";
 
 /// Everything that a script of ours needs to write rules: `rule CHAIN EXTERNAL COMMENT HOST [:INTERNAL]`.
 ///
@@ -154,9 +154,9 @@ exec 3>&1
 "#;
 
 /// The names of our chains, and what stands in them.
-struct Chains {
-    prefix: String,
-    range: PortRange,
+pub(crate) struct Chains {
+    pub(crate) prefix: String,
+    pub(crate) range: PortRange,
 }
 
 impl Chains {
@@ -254,7 +254,7 @@ impl Chains {
         )
     }
 
-    fn installed(&self, saved: &Saved) -> Installed {
+    pub(crate) fn installed(&self, saved: &Saved) -> Installed {
         let hooked = self.hooks().iter().all(|(table, chain, target, _)| saved.jumps(table, chain, target) == 1);
         let range = format!("{}:{}", self.range.lo, self.range.hi);
         let one = |rules: &[Vec<String>]| matches!(rules, [rule] if rule.contains(&range));
@@ -321,15 +321,25 @@ fn merge(rules: impl Iterator<Item = Rule>) -> BTreeSet<Rule> {
 
 fn continues(last: &Rule, next: &Rule) -> bool {
     let differs = next.span.external != next.span.internal;
-    let follows =
-        last.span.external + last.span.count == next.span.external && last.span.internal + last.span.count == next.span.internal;
+    // The last of all ports has none behind it.
+    let behind = |first: u16| first.checked_add(last.span.count);
+    let (external, internal) = (behind(last.span.external), behind(last.span.internal));
+    let follows = external == Some(next.span.external) && internal == Some(next.span.internal);
     differs && follows && (&last.cluster, last.job, &last.target) == (&next.cluster, next.job, &next.target)
+}
+
+/// What `SAVE_SCRIPT` printed. Nothing without its last line: half a listing would show rules as missing that are there.
+pub(crate) fn read_listing(answer: &str) -> Option<Saved> {
+    // A login shell may have had something to say before.
+    let (_, listing) = answer.split_once("bwvisu-begin\n")?;
+    let listing = listing.strip_suffix(END_LINE).filter(|listing| listing.is_empty() || listing.ends_with('\n'))?;
+    Saved::parse(listing)
 }
 
 /// What `iptables-save` printed: table and chain → the words of its rules.
 #[derive(Default)]
-struct Saved {
-    chains: BTreeMap<(String, String), Vec<Vec<String>>>,
+pub(crate) struct Saved {
+    pub(crate) chains: BTreeMap<(String, String), Vec<Vec<String>>>,
 }
 
 impl Saved {
@@ -407,7 +417,7 @@ fn probe_script(targets: &[Target]) -> String {
     script + "wait\necho " + END + "\n"
 }
 
-fn read_probe(targets: &[Target], report: &str) -> Probe {
+pub(crate) fn read_probe(targets: &[Target], report: &str) -> Probe {
     let mut probe = Probe::default();
     for line in report.lines() {
         let Some((target, words)) =
@@ -416,7 +426,9 @@ fn read_probe(targets: &[Target], report: &str) -> Probe {
             continue;
         };
         match (open_port(words), words) {
-            (Some(port), _) => drop(probe.open.insert((target.host.clone(), port))),
+            (Some(port), _) if target.ports.contains(port) => drop(probe.open.insert((target.host.clone(), port))),
+            // Nobody asked for that one.
+            (Some(_), _) => {}
             // nc ends with 1 when a port is closed; its words, or their absence, say the rest.
             (None, "exit 0" | "exit 1") => {}
             // An unknown host, no route, silence, or `timeout` ended it.

@@ -100,7 +100,7 @@ fn digest(bytes: &[u8]) -> [u8; 32] {
     Sha256::digest(bytes).into()
 }
 
-fn basic_credentials(header: &str) -> Option<Vec<u8>> {
+pub(crate) fn basic_credentials(header: &str) -> Option<Vec<u8>> {
     let (scheme, credentials) = header.split_once(' ')?;
     scheme.eq_ignore_ascii_case("basic").then(|| STANDARD.decode(credentials.trim()).ok())?
 }

@@ -114,7 +114,7 @@ fn is_json(kind: &str) -> bool {
     kind.split(';').next().is_some_and(|kind| kind.trim().eq_ignore_ascii_case("application/json"))
 }
 
-fn read_job(body: &[u8]) -> Result<NewJob> {
+pub(crate) fn read_job(body: &[u8]) -> Result<NewJob> {
     // A list of the members' values would be read as well, in an order that nobody promised.
     if body.trim_ascii_start().first().is_some_and(|byte| *byte != b'{') {
         return Err(Error::bad_input(

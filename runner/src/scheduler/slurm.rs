@@ -245,11 +245,14 @@ fn user_line(name: &str, with_groups: bool) -> String {
     format!("getent passwd -- {name}{groups}; echo {END} $?")
 }
 
-fn judge_user(output: &Output) -> Result<Option<User>> {
+pub(crate) fn judge_user(output: &Output) -> Result<Option<User>> {
     let mut lines: Vec<&str> = output.stdout.lines().collect();
-    match lines.pop().and_then(|line| line.strip_prefix(END)).map(str::trim) {
-        Some("0") => {}
-        Some("2") => return Ok(None),
+    // With its newline: half a number is another number.
+    let end = lines.pop().filter(|_| output.stdout.ends_with('\n')).and_then(|line| line.strip_prefix(END));
+    match end {
+        _ if lines.iter().any(|line| line.starts_with(END)) => return Err(Error::unavailable("getent: two answers in one")),
+        Some(" 0") => {}
+        Some(" 2") => return Ok(None),
         _ => return Err(Error::unavailable(format!("getent: {}", output.complaint()))),
     }
     let mut user =
@@ -277,16 +280,20 @@ fn squeue_script(names: &[String]) -> String {
     script + "echo " + END + "\n"
 }
 
-fn judge_squeue(output: &Output) -> Result<Vec<Seen>> {
+pub(crate) fn judge_squeue(output: &Output) -> Result<Vec<Seen>> {
     // A squeue that failed is the node's fault until every node has failed.
-    let begun = output.stdout.lines().any(|line| line == BEGIN);
-    let complete = begun && output.status.success() && output.stdout.lines().last() == Some(END);
+    // A login shell may have had something to say before.
+    let mut lines: Vec<&str> = output.stdout.lines().skip_while(|line| *line != BEGIN).collect();
+    let complete = output.status.success() && output.stdout.ends_with('\n') && lines.pop() == Some(END) && !lines.is_empty();
     if !complete {
         return Err(Error::unavailable(format!("squeue: no complete answer: {}", output.complaint())));
     }
-    // A login shell may have had something to say before.
-    let lines = output.stdout.lines().skip_while(|line| *line != BEGIN).skip(1).filter(|line| *line != END);
-    lines.map(parse_line).collect::<Option<_>>().ok_or_else(|| Error::unavailable("squeue: a line of its answer cannot be read"))
+    lines
+        .into_iter()
+        .skip(1)
+        .map(parse_line)
+        .collect::<Option<_>>()
+        .ok_or_else(|| Error::unavailable("squeue: a line of its answer cannot be read"))
 }
 
 /// One line of `squeue`, or nothing if it is not one that we asked for.

@@ -145,7 +145,7 @@ fn put<T: Serialize>(change: &mut Change, key: &str, value: &T) -> Result<()> {
     Ok(())
 }
 
-fn decode<T: DeserializeOwned>(key: &str, value: &[u8]) -> Result<T> {
+pub(crate) fn decode<T: DeserializeOwned>(key: &str, value: &[u8]) -> Result<T> {
     #[derive(Deserialize)]
     struct Head {
         version: u32,

@@ -3,8 +3,9 @@
 use super::{MAX_OUTPUT_BYTES, MAX_PARTIAL_DEPTH, Mustache, Node, Partials, Position, TemplateError};
 use serde_json::Value;
 
-/// Nodes visited at most. Output alone is no measure: partials that include each other twice show nothing, 2^32 times.
-const MAX_STEPS: usize = 1_000_000;
+/// Nodes visited at most; a template of an ordinary length has some hundred. Output alone is no measure: partials that include each
+/// other twice show nothing, 2^32 times.
+const MAX_STEPS: usize = 100_000;
 /// Sections and partials within each other, together: what the thread's stack must carry.
 const MAX_DEPTH: usize = 128;
 

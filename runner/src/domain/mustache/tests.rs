@@ -115,7 +115,7 @@ fn mistakes_are_named_with_their_place() {
     ];
     let fans: Vec<(String, String)> =
         (0..31).map(|i| (format!("fan{i}"), format!("{{{{>fan{0}}}}}{{{{>fan{0}}}}}", i + 1))).collect();
-    let long = format!("{}{}{}", "{{#ten}}".repeat(5), "x".repeat(20), "{{/ten}}".repeat(5));
+    let long = format!("{}{}{}", "{{#ten}}".repeat(4), "x".repeat(200), "{{/ten}}".repeat(4));
     let mut partials =
         vec![("hole", "\n{{x}}"), ("broken", "{{#a}}"), ("self", "{{>self}}"), ("twice", "{{>twice}}{{>twice}}"), ("fan31", "")];
     partials.extend(fans.iter().map(|(name, source)| (name.as_str(), source.as_str())));

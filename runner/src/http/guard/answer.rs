@@ -10,9 +10,9 @@ const OURS: [&str; 7] =
 
 /// Why a request goes no further.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Refusal {
-    pub(super) status: u16,
-    pub(super) detail: Cow<'static, str>,
+pub(crate) struct Refusal {
+    pub(crate) status: u16,
+    pub(crate) detail: Cow<'static, str>,
 }
 
 impl Refusal {

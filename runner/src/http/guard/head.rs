@@ -20,26 +20,26 @@ pub(crate) const TICKET: &str = "guard-ticket";
 
 /// What a valid head says.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Head {
-    pub(super) method: String,
+pub(crate) struct Head {
+    pub(crate) method: String,
     /// Path and query as they were sent.
-    pub(super) target: String,
+    pub(crate) target: String,
     /// The headers that pass, names in lower case.
-    pub(super) headers: Vec<(String, String)>,
-    pub(super) body_length: usize,
-    pub(super) keep_alive: bool,
+    pub(crate) headers: Vec<(String, String)>,
+    pub(crate) body_length: usize,
+    pub(crate) keep_alive: bool,
     /// The client waits for our word before it sends the body.
-    pub(super) expects_continue: bool,
+    pub(crate) expects_continue: bool,
 }
 
 impl Head {
     /// Whether the answer's body is to be kept back.
-    pub(super) fn wants_head_only(&self) -> bool {
+    pub(crate) fn wants_head_only(&self) -> bool {
         self.method == "HEAD"
     }
 
     /// The head that is handed on: the same meaning, written by us.
-    pub(super) fn rebuilt(&self, peer: IpAddr, ticket: u64) -> String {
+    pub(crate) fn rebuilt(&self, peer: IpAddr, ticket: u64) -> String {
         let method = if self.wants_head_only() { "GET" } else { &self.method };
         let mut head = format!("{method} {} HTTP/1.1\r\nconnection: close\r\n", self.target);
         head += &format!("content-length: {}\r\n{PEER}: {peer}\r\n{TICKET}: {ticket}\r\n", self.body_length);
@@ -51,7 +51,7 @@ impl Head {
 }
 
 /// Refuses at the first byte what cannot be a request, such as TLS on a plain port, instead of waiting for its end.
-pub(super) fn check_start(bytes: &[u8]) -> Result<(), Refusal> {
+pub(crate) fn check_start(bytes: &[u8]) -> Result<(), Refusal> {
     match bytes.first() {
         Some(byte) if !byte.is_ascii_uppercase() => Err(Refusal::new(400, "this is not an HTTP request")),
         _ => Ok(()),
@@ -60,7 +60,7 @@ pub(super) fn check_start(bytes: &[u8]) -> Result<(), Refusal> {
 
 /// Where the head ends, if it does; the first `scanned` bytes have been looked at before. An end with bare line feeds
 /// counts too: it is refused then, instead of being waited for.
-pub(super) fn end(bytes: &[u8], scanned: usize) -> Option<usize> {
+pub(crate) fn end(bytes: &[u8], scanned: usize) -> Option<usize> {
     let from = scanned.saturating_sub(2);
     let rest = bytes.get(from..)?;
     rest.iter().enumerate().filter(|(_, byte)| **byte == b'\n').find_map(|(at, _)| match rest.get(at + 1..) {
@@ -71,7 +71,7 @@ pub(super) fn end(bytes: &[u8], scanned: usize) -> Option<usize> {
 }
 
 /// Reads one whole head, with its empty line.
-pub(super) fn parse(bytes: &[u8], most_body: usize) -> Result<Head, Refusal> {
+pub(crate) fn parse(bytes: &[u8], most_body: usize) -> Result<Head, Refusal> {
     check_bytes(bytes)?;
     let (method, target, version) = request_line(bytes)?;
     let mut space = [httparse::EMPTY_HEADER; MOST_HEADERS];
