@@ -1,11 +1,12 @@
 //! What lies in the store: records of this program, of other versions, and damaged ones.
 
 use super::{Outcome, Target};
-use crate::domain::grant::{GatewayBlock, Grant, NodeBucket};
+use crate::domain::grant::{Closing, Drain, GatewayBlock, Grant, NodeBucket, Silence};
 use crate::domain::job::Job;
 use crate::domain::ports::PortSet;
 use crate::error::{ErrorKind, Result};
 use crate::http::jobs::job_object;
+use crate::jobs::View;
 use crate::store::decode;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -40,22 +41,24 @@ pub(super) const TARGET: Target = Target {
 
 fn check(input: &[u8]) -> Outcome {
     let read = [
-        read::<Job>(input).map(|job| drop(job_object(&job))),
+        read::<Job>(input).map(|job| drop(job_object(&View { job, observed_at: None, stale: None }))),
         read::<Grant>(input).map(|grant| {
-            let ports = grant.services().len();
-            assert_eq!((ports, grant.ports() as usize), (ports, ports), "{grant:?}");
+            assert_eq!(grant.services().len(), grant.ports() as usize, "{grant:?}");
             assert_eq!(grant.spans.is_empty(), grant.blocks().is_empty());
         }),
         read::<GatewayBlock>(input).map(|block| assert!(block.taken().count() >= block.forwardings.len())),
+        read::<Closing>(input).map(|closing| assert!(closing.ports() as usize >= closing.blocks().len(), "{closing:?}")),
+        read::<Silence>(input).map(drop),
+        read::<Drain>(input).map(drop),
         read::<NodeBucket>(input).map(|bucket| {
             let nodes: Vec<String> = bucket.nodes.keys().cloned().collect();
             bucket.taken(&nodes, &mut PortSet::default());
         }),
     ];
-    match read {
-        [Err(job), Err(grant), Err(block), Err(bucket)] => Outcome::refused(format_args!("{job}; {grant}; {block}; {bucket}")),
-        read => Outcome::accepted(format_args!("{:?}", read.map(|read| read.is_ok()))),
+    if read.iter().all(Result::is_err) {
+        return Outcome::refused(read.into_iter().filter_map(Result::err).collect::<Vec<_>>().join("; "));
     }
+    Outcome::accepted(format_args!("{:?}", read.map(|read| read.is_ok())))
 }
 
 /// What is read can be written, and is the same when it is read again.
