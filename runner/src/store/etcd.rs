@@ -16,7 +16,8 @@ use tokio::sync::oneshot;
 use tokio::time::Instant;
 
 pub use self::config::{EtcdConfig, EtcdTls};
-use self::lead::Lease;
+use self::faults::Fault;
+use self::lead::Leads;
 use self::members::{Members, Repeat};
 use super::limits::{MAX_KEYS, check_change, check_read};
 use super::{Backend, Change, Versioned};
@@ -29,12 +30,14 @@ const ROOT: &str = "/bwvisu-runner/";
 const NEST: usize = 8;
 /// How many keys a page of a scan holds, unless they are large.
 const PAGE: i64 = 512;
+/// How many calls' time a scan has in all, however many pages it takes.
+const SCAN_TIMEOUTS: u32 = 3;
 
 /// The store in etcd. Several values in one process are independent programs.
 pub struct Etcd {
     runtime: Handle,
     members: Members,
-    lease: Lease,
+    leads: Leads,
     timeout: Duration,
     // Dropping the sender ends the thread.
     stop: Option<oneshot::Sender<()>>,
@@ -45,10 +48,10 @@ impl Etcd {
     /// Checks `config` and begins. No server is asked yet: the runner starts while etcd is down, and finds it when it is back.
     pub fn connect(config: EtcdConfig) -> Result<Etcd> {
         let timeout = config.timeout;
-        let lease = Lease::new()?;
+        let leads = Leads::new()?;
         let (runtime, stop, driver) = start_driver()?;
         // From here on the value's Drop ends the thread.
-        let mut etcd = Etcd { runtime, members: Members::none(), lease, timeout, stop: Some(stop), driver: Some(driver) };
+        let mut etcd = Etcd { runtime, members: Members::none(), leads, timeout, stop: Some(stop), driver: Some(driver) };
         etcd.members = etcd.runtime.block_on(Members::new(&config))?;
         Ok(etcd)
     }
@@ -64,14 +67,14 @@ impl Etcd {
             let options = options.clone();
             async move { members::kv(&client).get(from, Some(options)).await }
         };
-        self.members.call(deadline, Repeat::Always, read).await.map_err(|fault| fault.of_read())
+        self.members.call(deadline, Repeat::Always, read).await.map(|page| page.value).map_err(Fault::of_read)
     }
 
-    async fn scan_pages(&self, prefix: &str) -> Result<Vec<(String, Versioned)>> {
+    async fn scan_pages(&self, prefix: &str, deadline: Instant) -> Result<Vec<(String, Versioned)>> {
         let (mut from, end) = (format!("{ROOT}{prefix}"), end_of(prefix));
         let (mut found, mut revision, mut count) = (Vec::new(), 0, PAGE);
         loop {
-            let page = match self.page(&from, &end, revision, count, self.deadline()).await {
+            let page = match self.page(&from, &end, revision, count, deadline.min(self.deadline())).await {
                 // Large values: less of them at once.
                 Err(error) if faults::is_too_large(&error) && count > 1 => {
                     count /= 2;
@@ -88,6 +91,30 @@ impl Etcd {
             from = format!("{}\0", utf8(last.key())?);
         }
     }
+
+    fn get_before(&self, keys: &[String], deadline: Instant) -> Result<Vec<Option<Versioned>>> {
+        let gets: Vec<TxnOp> = keys.iter().map(|key| TxnOp::get(full(key), None)).collect();
+        let txn = Txn::new().and_then(gets);
+        let read = |client: etcd_client::Client| {
+            let txn = txn.clone();
+            async move { members::kv(&client).txn(txn).await }
+        };
+        let call = self.members.call(deadline, Repeat::Always, read);
+        let response = self.runtime.block_on(call).map_err(Fault::of_read)?.value;
+        let found: Vec<_> = response.op_responses().iter().map(first_of).collect();
+        if found.len() == keys.len() { Ok(found) } else { Err(Error::internal("etcd answered to other keys than were asked")) }
+    }
+
+    /// A change whose answer was lost was tried again and did not hold: because the first attempt had happened, or because somebody
+    /// else was faster?
+    fn clear_up(&self, change: &Change, deadline: Instant) -> Result<bool> {
+        let keys: Vec<String> = change.put.iter().map(|(key, _)| key.clone()).collect();
+        let found = self.get_before(&keys, deadline).map_err(|error| Fault::lost(false, error).of_write())?;
+        happened(change, &found).ok_or_else(|| {
+            let error = Error::unavailable("etcd's answer was lost, and others have changed the same records since");
+            Fault::lost(false, error).of_write()
+        })
+    }
 }
 
 impl Drop for Etcd {
@@ -102,46 +129,42 @@ impl Drop for Etcd {
 impl Backend for Etcd {
     fn get(&self, keys: &[String]) -> Result<Vec<Option<Versioned>>> {
         check_read(keys.len())?;
-        let gets: Vec<TxnOp> = keys.iter().map(|key| TxnOp::get(full(key), None)).collect();
-        let txn = Txn::new().and_then(gets);
-        let read = |client: etcd_client::Client| {
-            let txn = txn.clone();
-            async move { members::kv(&client).txn(txn).await }
-        };
-        let call = self.members.call(self.deadline(), Repeat::Always, read);
-        let response = self.runtime.block_on(call).map_err(|fault| fault.of_read())?;
-        let found: Vec<_> = response.op_responses().iter().map(first_of).collect();
-        if found.len() == keys.len() { Ok(found) } else { Err(Error::internal("etcd answered to other keys than were asked")) }
+        self.get_before(keys, self.deadline())
     }
 
     fn scan(&self, prefix: &str) -> Result<Vec<(String, Versioned)>> {
         // A compaction may overtake the pages; from the beginning then, twice at most.
+        let deadline = Instant::now() + self.timeout * SCAN_TIMEOUTS;
         for _ in 0..2 {
-            match self.runtime.block_on(self.scan_pages(prefix)) {
+            match self.runtime.block_on(self.scan_pages(prefix, deadline)) {
                 Err(error) if faults::is_compacted(&error) => {}
                 outcome => return outcome,
             }
         }
-        self.runtime.block_on(self.scan_pages(prefix))
+        self.runtime.block_on(self.scan_pages(prefix, deadline))
     }
 
     fn commit(&self, change: &Change) -> Result<bool> {
         check_change(change)?;
-        let txn = transaction(change);
+        let (txn, deadline) = (transaction(change), self.deadline());
         let write = |client: etcd_client::Client| {
             let txn = txn.clone();
             async move { members::kv(&client).txn(txn).await }
         };
-        let call = self.members.call(self.deadline(), Repeat::IfNotDone, write);
-        self.runtime.block_on(call).map(|response| response.succeeded()).map_err(|fault| fault.of_write())
+        let repeat = if happens_once(change) { Repeat::Always } else { Repeat::IfNotDone };
+        let answer = self.runtime.block_on(self.members.call(deadline, repeat, write)).map_err(Fault::of_write)?;
+        match answer.value.succeeded() {
+            false if answer.doubtful => self.clear_up(change, deadline),
+            succeeded => Ok(succeeded),
+        }
     }
 
     fn lead(&self, role: &str) -> Result<bool> {
-        self.runtime.block_on(self.lease.lead(&self.members, &full(&format!("leaders/{role}")), self.timeout))
+        self.runtime.block_on(self.leads.lead(&self.members, &full(&format!("leaders/{role}")), self.timeout))
     }
 
     fn resign(&self) {
-        self.runtime.block_on(self.lease.resign(&self.members, self.deadline()));
+        self.runtime.block_on(self.leads.resign(&self.members, self.timeout));
     }
 }
 
@@ -207,6 +230,27 @@ fn transaction(change: &Change) -> Txn {
     Txn::new().when(compares).and_then(writes)
 }
 
+/// Whether `change` cannot happen twice: it writes something that it expects to be as it was, so that a repetition does not hold.
+fn happens_once(change: &Change) -> bool {
+    change.expect.iter().any(|(expected, version)| {
+        change.put.iter().any(|(key, _)| key == expected) || *version > 0 && change.delete.contains(expected)
+    })
+}
+
+/// Whether a change of doubtful fate happened, judged by what the keys that it puts hold now; none if that cannot be told.
+fn happened(change: &Change, found: &[Option<Versioned>]) -> Option<bool> {
+    let now = || change.put.iter().zip(found);
+    if now().all(|((_, value), found)| found.as_ref().is_some_and(|found| found.value == *value)) {
+        return Some(true);
+    }
+    // It would have moved each of them on.
+    let still = |key: &String, found: &Option<Versioned>| {
+        let version = found.as_ref().map_or(0, |found| found.version);
+        change.expect.iter().any(|expected| *expected == (key.clone(), version))
+    };
+    now().any(|((key, _), found)| still(key, found)).then_some(false)
+}
+
 fn unchanged(key: &str, version: u64) -> Compare {
     // An absent key compares as 0; a version that etcd cannot have is never met.
     Compare::mod_revision(full(key), CompareOp::Equal, i64::try_from(version).unwrap_or(-1))
@@ -215,6 +259,43 @@ fn unchanged(key: &str, version: u64) -> Compare {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn change(expect: &[(&str, u64)], put: &[&str], delete: &[&str]) -> Change {
+        Change {
+            expect: expect.iter().map(|&(key, version)| (key.to_owned(), version)).collect(),
+            put: put.iter().map(|&key| (key.to_owned(), b"ours".to_vec())).collect(),
+            delete: delete.iter().map(|&key| key.to_owned()).collect(),
+        }
+    }
+
+    #[test]
+    fn only_a_change_that_cannot_happen_twice_is_repeated() {
+        for (change, once) in [
+            (change(&[("a", 0)], &["a"], &[]), true),
+            (change(&[("a", 7)], &["a", "b"], &[]), true),
+            (change(&[("a", 7)], &["b"], &["a"]), true),
+            (change(&[("a", 0)], &["b"], &["a"]), false),
+            (change(&[("a", 7)], &["b"], &[]), false),
+            (change(&[], &["b"], &["a"]), false),
+        ] {
+            assert_eq!(happens_once(&change), once, "{change:?}");
+        }
+    }
+
+    #[test]
+    fn a_doubtful_change_is_judged_by_what_its_keys_hold() {
+        let change = change(&[("a", 7), ("b", 0)], &["a", "b"], &[]);
+        let holds = |value: &str, version| Some(Versioned { value: value.into(), version });
+        for (a, b, judgement) in [
+            (holds("ours", 9), holds("ours", 9), Some(true)),
+            (holds("old", 7), None, Some(false)),
+            (holds("theirs", 8), None, Some(false)),
+            (holds("theirs", 9), holds("ours", 8), None),
+            (holds("theirs", 9), holds("theirs", 9), None),
+        ] {
+            assert_eq!(happened(&change, &[a.clone(), b.clone()]), judgement, "{a:?} {b:?}");
+        }
+    }
 
     #[test]
     fn the_end_of_a_prefix_is_the_first_key_behind_it() {

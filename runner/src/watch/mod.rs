@@ -3,9 +3,11 @@
 
 pub mod jobs;
 pub mod keyhole;
+mod lead;
 
 use crate::error::Result;
-use crate::store::{LEASE_SECONDS, Store};
+use crate::store::Store;
+use lead::Lead;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
@@ -30,6 +32,14 @@ impl Stop {
     }
 }
 
+/// A cycle that takes longer is taken for hung, and its lead is let go.
+pub const HUNG_AFTER: Duration = Duration::from_secs(60);
+
+/// How long a watcher rests at most before it gives a sign of life.
+const REST: Duration = Duration::from_secs(1);
+/// How long it waits for the lead before it looks whether the program ends.
+const LOOK: Duration = Duration::from_millis(50);
+
 /// Starts a thread that calls `cycle` every `interval` (which may change meanwhile), while this program leads `role` among all on the same store. A failed
 /// cycle is logged, and the next one comes all the same.
 pub fn repeat(
@@ -37,21 +47,34 @@ pub fn repeat(
     interval: impl Fn() -> Duration + Send + 'static,
     store: Arc<Store>,
     stop: Stop,
+    cycle: impl FnMut() -> Result<()> + Send + 'static,
+) -> std::io::Result<JoinHandle<()>> {
+    repeat_within(HUNG_AFTER, role, interval, store, stop, cycle)
+}
+
+/// The same, where a cycle is taken for hung after `patience`.
+pub fn repeat_within(
+    patience: Duration,
+    role: String,
+    interval: impl Fn() -> Duration + Send + 'static,
+    store: Arc<Store>,
+    stop: Stop,
     mut cycle: impl FnMut() -> Result<()> + Send + 'static,
 ) -> std::io::Result<JoinHandle<()>> {
+    let (lead, keeper) = Lead::keep(&role, store, stop.clone(), patience)?;
     let work = move || {
-        let mut state = Led { role, leading: false, complaint: None };
+        let mut log = Log { role, complaint: None };
         let mut next = Instant::now();
         loop {
-            let leading = state.lead(&store);
-            if leading && Instant::now() >= next {
-                next = Instant::now() + interval();
-                state.report(catch_unwind(AssertUnwindSafe(&mut cycle)));
-            }
-            // The lead wants to be kept more often than a slow watcher looks.
-            let nap = if leading { next.saturating_duration_since(Instant::now()) } else { interval() };
-            if stop.wait(nap.min(Duration::from_secs(LEASE_SECONDS / 3))) {
+            let rest = next.saturating_duration_since(Instant::now()).min(REST);
+            if stop.wait(rest) {
+                // Whoever waits for the watcher waits for all that uses the store.
+                let _ = keeper.join();
                 return;
+            }
+            if lead.is_ours(LOOK) && Instant::now() >= next {
+                next = Instant::now() + interval();
+                log.report(catch_unwind(AssertUnwindSafe(&mut cycle)));
             }
         }
     };
@@ -59,26 +82,12 @@ pub fn repeat(
 }
 
 /// What is worth a line in the log: changes only.
-struct Led {
+struct Log {
     role: String,
-    leading: bool,
     complaint: Option<String>,
 }
 
-impl Led {
-    fn lead(&mut self, store: &Store) -> bool {
-        let leading = store.lead(&self.role).unwrap_or_else(|error| {
-            self.complain(error.to_string());
-            false
-        });
-        if leading != self.leading {
-            let what = if leading { "leads" } else { "does not lead (any more)" };
-            log::info!("watch {}: this program {what}", self.role);
-            self.leading = leading;
-        }
-        leading
-    }
-
+impl Log {
     fn report(&mut self, result: thread::Result<Result<()>>) {
         match result {
             Ok(Ok(())) => {

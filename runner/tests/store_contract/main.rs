@@ -4,6 +4,7 @@
 // A test that cannot go on ends; clippy knows its helpers only inside the tests themselves.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
+mod certificates;
 mod contract;
 mod embedded;
 mod etcd;

@@ -2,8 +2,8 @@
 
 use std::fs::{self, File};
 use std::io::Write;
-use std::net::{Ipv4Addr, TcpStream};
-use std::path::{Path, PathBuf};
+use std::net::{Ipv4Addr, SocketAddr, TcpStream};
+use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -12,6 +12,8 @@ use bwvisu_runner::store::Backend;
 use bwvisu_runner::store::etcd::{Etcd, EtcdConfig, EtcdTls};
 use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
+
+use crate::certificates;
 
 // Below the ports that the system gives to connections.
 const CLIENT_PORT: u16 = 23790;
@@ -45,12 +47,33 @@ pub enum Kind {
     ShortTokens,
     /// TLS, and certificates asked of clients.
     MutualTls,
+    /// The same, with a server's certificate that has expired.
+    ExpiredTls,
+    /// The same, with a certificate for another host.
+    OtherHostTls,
+    /// So little space that a few megabytes fill it.
+    LittleSpace,
+}
+
+impl Kind {
+    /// The server's certificate, where it has one.
+    fn certificate(self) -> Option<&'static str> {
+        match self {
+            Self::MutualTls => Some("server"),
+            Self::ExpiredTls => Some("expired-server"),
+            Self::OtherHostTls => Some("other-host"),
+            Self::Plain | Self::ShortTokens | Self::LittleSpace => None,
+        }
+    }
 }
 
 /// One server. Its data and its address stay when it is killed and started again.
 pub struct EtcdServer {
     folder: TempDir,
     kind: Kind,
+    name: String,
+    /// All members of its cluster, as etcd wants them listed.
+    cluster: String,
     /// One of loopback's 16 million addresses: with a random port on 127.0.0.1, others could take the port while the server is down.
     address: Ipv4Addr,
     child: Option<Child>,
@@ -58,26 +81,40 @@ pub struct EtcdServer {
 
 impl EtcdServer {
     pub fn start(kind: Kind) -> Self {
-        let mut server = Self { folder: tempfile::tempdir().unwrap(), kind, address: random_address(), child: None };
-        if kind == Kind::MutualTls {
-            make_certificates(server.folder.path(), server.address);
-        }
-        assert!(server.start_again(), "etcd does not start:\n{}", fs::read_to_string(server.path("log")).unwrap());
+        let mut server = Self::new(kind, "one");
+        server.cluster = server.peer();
+        server.spawn();
+        server.assert_listens();
         server
+    }
+
+    fn new(kind: Kind, name: &str) -> Self {
+        let (folder, address) = (tempfile::tempdir().unwrap(), random_address());
+        if kind.certificate().is_some() {
+            certificates::make(folder.path(), address);
+        }
+        Self { folder, kind, name: name.to_owned(), cluster: String::new(), address, child: None }
     }
 
     /// Starts the server that `kill` ended; whether it listens then.
     pub fn start_again(&mut self) -> bool {
+        self.spawn();
+        self.listens()
+    }
+
+    /// Starts the process, which listens as soon as its cluster has a leader.
+    pub fn spawn(&mut self) {
         let log = File::options().create(true).append(true).open(self.path("log")).unwrap();
-        let child = Command::new("etcd")
-            .args(self.arguments())
-            .env_clear()
-            .stdin(Stdio::null())
-            .stdout(log.try_clone().unwrap())
-            .stderr(log)
-            .spawn()
-            .unwrap();
-        self.child = Some(child);
+        let mut command = Command::new("etcd");
+        command.args(self.arguments()).env_clear().stdin(Stdio::null()).stdout(log.try_clone().unwrap()).stderr(log);
+        self.child = Some(command.spawn().unwrap());
+    }
+
+    pub fn assert_listens(&mut self) {
+        assert!(self.listens(), "etcd does not start:\n{}", self.log());
+    }
+
+    fn listens(&mut self) -> bool {
         let begin = Instant::now();
         while begin.elapsed() < Duration::from_secs(20) {
             if self.child.as_mut().unwrap().try_wait().unwrap().is_some() {
@@ -91,27 +128,34 @@ impl EtcdServer {
         false
     }
 
+    fn log(&self) -> String {
+        fs::read_to_string(self.path("log")).unwrap()
+    }
+
     fn arguments(&self) -> Vec<String> {
         let (client, peer) = (self.endpoint(), format!("http://{}:{PEER_PORT}", self.address));
         let text = |path: &str| self.path(path).display().to_string();
         let mut options = vec![
-            ("name", "one".to_owned()),
+            ("name", self.name.clone()),
             ("data-dir", text("data")),
             ("listen-client-urls", client.clone()),
             ("advertise-client-urls", client),
             ("listen-peer-urls", peer.clone()),
-            ("initial-advertise-peer-urls", peer.clone()),
-            ("initial-cluster", format!("one={peer}")),
+            ("initial-advertise-peer-urls", peer),
+            ("initial-cluster", self.cluster.clone()),
         ];
         match self.kind {
-            Kind::Plain => {}
             Kind::ShortTokens => options.push(("auth-token-ttl", "1".to_owned())),
-            Kind::MutualTls => options.extend([
-                ("cert-file", text("server.pem")),
-                ("key-file", text("server.key")),
+            Kind::LittleSpace => options.push(("quota-backend-bytes", (4 << 20).to_string())),
+            _ => {}
+        }
+        if let Some(name) = self.kind.certificate() {
+            options.extend([
+                ("cert-file", text(&format!("{name}.pem"))),
+                ("key-file", text(&format!("{name}.key"))),
                 ("trusted-ca-file", text("ca.pem")),
                 ("client-cert-auth", "true".to_owned()),
-            ]),
+            ]);
         }
         options.into_iter().map(|(name, value)| format!("--{name}={value}")).collect()
     }
@@ -138,12 +182,21 @@ impl EtcdServer {
         kill_process(Pid::from_child(child), signal).unwrap();
     }
 
+    /// The member as its peers are told of it.
+    fn peer(&self) -> String {
+        format!("{}=http://{}:{PEER_PORT}", self.name, self.address)
+    }
+
+    pub fn client_address(&self) -> SocketAddr {
+        SocketAddr::from((self.address, CLIENT_PORT))
+    }
+
     pub fn path(&self, name: &str) -> PathBuf {
         self.folder.path().join(name)
     }
 
     pub fn endpoint(&self) -> String {
-        let scheme = if self.kind == Kind::MutualTls { "https" } else { "http" };
+        let scheme = if self.kind.certificate().is_some() { "https" } else { "http" };
         format!("{scheme}://{}:{CLIENT_PORT}", self.address)
     }
 
@@ -153,15 +206,19 @@ impl EtcdServer {
 
     /// The TLS of a client that the server trusts.
     pub fn tls(&self) -> EtcdTls {
-        EtcdTls { ca: Some(self.path("ca.pem")), certificate: Some((self.path("client.pem"), self.path("client.key"))) }
+        EtcdTls { ca: Some(self.path("ca.pem")), certificate: Some(self.certificate("client")) }
+    }
+
+    /// A certificate of the test's, with its key.
+    pub fn certificate(&self, name: &str) -> (PathBuf, PathBuf) {
+        (self.path(&format!("{name}.pem")), self.path(&format!("{name}.key")))
     }
 
     /// Waits until the server answers this client, at most 20 seconds.
     pub fn wait_for(&self, client: &Etcd) {
         let begin = Instant::now();
         while let Err(error) = client.get(&["some".to_owned()]) {
-            let log = || fs::read_to_string(self.path("log")).unwrap();
-            assert!(begin.elapsed() < Duration::from_secs(20), "etcd does not answer: {error}\n{}", log());
+            assert!(begin.elapsed() < Duration::from_secs(20), "etcd does not answer: {error}\n{}", self.log());
             thread::sleep(Duration::from_millis(50));
         }
     }
@@ -171,6 +228,16 @@ impl EtcdServer {
         let client = Etcd::connect(self.config()).unwrap();
         self.wait_for(&client);
         client
+    }
+
+    /// Whether it leads its cluster, as it says itself; a dead or frozen one says nothing.
+    fn leads(&self) -> bool {
+        let mut command = Command::new("etcdctl");
+        command.env("ETCDCTL_API", "3").args(["--command-timeout=1s", "endpoint", "status", "--write-out=json"]);
+        let output = command.arg(format!("--endpoints={}", self.endpoint())).output().unwrap();
+        let Ok(status) = serde_json::from_slice::<serde_json::Value>(&output.stdout) else { return false };
+        let status = &status[0]["Status"];
+        status["leader"].is_u64() && status["leader"] == status["header"]["member_id"]
     }
 
     /// Runs etcdctl, as `user:password` where authentication is on.
@@ -197,31 +264,44 @@ fn random_address() -> Ipv4Addr {
     Ipv4Addr::new(127, 1 + bytes[0] % 250, bytes[1], 1 + bytes[2] % 250)
 }
 
-/// An authority, and a certificate each for the server and a client; and another authority which signed nothing.
-fn make_certificates(folder: &Path, address: Ipv4Addr) {
-    for authority in ["ca", "stranger"] {
-        let subject = format!("/CN={authority}");
-        let (key, pem) = (format!("{authority}.key"), format!("{authority}.pem"));
-        let new = ["req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-days", "2"];
-        let constraint = ["-addext", "basicConstraints=critical,CA:TRUE", "-addext", "keyUsage=critical,keyCertSign"];
-        openssl(
-            folder,
-            &[&new[..], &["-subj", &subject, "-keyout", &key, "-out", &pem], &constraint[..1], &constraint[1..]].concat(),
-        );
-    }
-    let extensions = format!("subjectAltName=IP:{address}\nextendedKeyUsage=serverAuth,clientAuth\n");
-    fs::write(folder.join("extensions"), extensions).unwrap();
-    for name in ["server", "client"] {
-        let subject = format!("/CN={name}");
-        let (key, request, pem) = (format!("{name}.key"), format!("{name}.csr"), format!("{name}.pem"));
-        let new = ["req", "-new", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes"];
-        openssl(folder, &[&new[..], &["-subj", &subject, "-keyout", &key, "-out", &request]].concat());
-        let sign = ["x509", "-req", "-days", "2", "-CA", "ca.pem", "-CAkey", "ca.key", "-CAcreateserial"];
-        openssl(folder, &[&sign[..], &["-extfile", "extensions", "-in", &request, "-out", &pem]].concat());
-    }
+/// Three servers that are one etcd.
+pub struct EtcdCluster {
+    pub members: Vec<EtcdServer>,
 }
 
-fn openssl(folder: &Path, arguments: &[&str]) {
-    let output = Command::new("openssl").current_dir(folder).args(arguments).output().unwrap();
-    assert!(output.status.success(), "openssl {arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
+impl EtcdCluster {
+    pub fn start() -> Self {
+        let mut members: Vec<EtcdServer> = ["one", "two", "three"].map(|name| EtcdServer::new(Kind::Plain, name)).into();
+        let cluster = members.iter().map(EtcdServer::peer).collect::<Vec<_>>().join(",");
+        for member in &mut members {
+            member.cluster = cluster.clone();
+            member.spawn();
+        }
+        members.iter_mut().for_each(EtcdServer::assert_listens);
+        Self { members }
+    }
+
+    pub fn config(&self) -> EtcdConfig {
+        let endpoints = self.members.iter().map(EtcdServer::endpoint).collect();
+        EtcdConfig { endpoints, ..self.members[0].config() }
+    }
+
+    /// A program's connection to all members.
+    pub fn client(&self) -> Etcd {
+        let client = Etcd::connect(self.config()).unwrap();
+        self.members[0].wait_for(&client);
+        client
+    }
+
+    /// Which member leads the others now.
+    pub fn leader(&self) -> usize {
+        let begin = Instant::now();
+        loop {
+            if let Some(leader) = self.members.iter().position(EtcdServer::leads) {
+                return leader;
+            }
+            assert!(begin.elapsed() < Duration::from_secs(20), "no member leads");
+            thread::sleep(Duration::from_millis(50));
+        }
+    }
 }

@@ -17,6 +17,8 @@ pub(super) struct Fault {
     pub(super) not_done: bool,
     /// Worth trying again, at another member or over a fresh connection.
     pub(super) elsewhere: bool,
+    /// The cluster has no leader just now, and will soon have one if enough members live.
+    pub(super) electing: bool,
     /// What to say of it.
     pub(super) error: Error,
 }
@@ -24,7 +26,33 @@ pub(super) struct Fault {
 impl Fault {
     /// No answer within the time that this attempt had.
     pub(super) fn timeout(not_done: bool) -> Self {
-        Self { not_done, elsewhere: true, error: Error::unavailable("etcd does not answer in time") }
+        Self::lost(not_done, Error::unavailable("etcd does not answer in time"))
+    }
+
+    /// Worth trying elsewhere.
+    pub(super) fn lost(not_done: bool, error: Error) -> Self {
+        Self { not_done, elsewhere: true, electing: false, error }
+    }
+
+    /// Not worth it.
+    fn refused_as(not_done: bool, error: Error) -> Self {
+        Self { not_done, elsewhere: false, electing: false, error }
+    }
+
+    /// Nothing but an operator can mend it, and nothing happened.
+    pub(super) fn refused(error: Error) -> Self {
+        // A wrong file is the operator's bad input while the program starts; later it is no fault of the caller's.
+        let kind = if error.kind == ErrorKind::BadInput { ErrorKind::Unavailable } else { error.kind };
+        Self::refused_as(true, Error { kind, ..error })
+    }
+
+    /// The same, with the member that it happened at.
+    pub(super) fn at(mut self, endpoint: &str) -> Self {
+        self.error.detail = Some(match self.error.detail {
+            Some(detail) => format!("{endpoint}: {detail}"),
+            None => endpoint.to_owned(),
+        });
+        self
     }
 
     /// For a call that changes nothing: whether it happened is no question.
@@ -39,10 +67,6 @@ impl Fault {
         }
         let message = format!("the change may or may not be written: {}", self.error.message);
         Error { kind: ErrorKind::Unknown, message, detail: self.error.detail }
-    }
-
-    fn refused(error: Error) -> Self {
-        Self { not_done: true, elsewhere: false, error }
     }
 }
 
@@ -62,21 +86,16 @@ pub(super) fn judge(error: etcd_client::Error) -> Fault {
         etcd_client::Error::GRpcStatus(status) if never_sent(&status) => unreachable_member(&status),
         etcd_client::Error::GRpcStatus(status) => match complaint(&status) {
             // A token that has ended is replaced by a fresh login.
-            Some(message) if status.code() == Code::Unauthenticated => {
-                Fault { not_done: true, elsewhere: true, error: Error::unavailable(message) }
-            }
+            Some(message) if status.code() == Code::Unauthenticated => Fault::lost(true, Error::unavailable(message)),
             Some(message) => Fault::refused(Error::unavailable(message)),
             None => answered(&status),
         },
-        etcd_client::Error::TransportError(error) => Fault::refused(
+        etcd_client::Error::TransportError(error) => Fault::refused_as(
+            true,
             Error::bad_input("the connection to etcd cannot be set up: check its endpoints and certificate files")
                 .with_detail(chain(&error)),
         ),
-        other => Fault {
-            not_done: false,
-            elsewhere: true,
-            error: Error::unavailable("etcd's answer made no sense").with_detail(other.to_string()),
-        },
+        other => Fault::lost(false, Error::unavailable("etcd's answer made no sense").with_detail(other.to_string())),
     }
 }
 
@@ -93,8 +112,7 @@ fn never_sent(status: &Status) -> bool {
 }
 
 fn unreachable_member(status: &Status) -> Fault {
-    let error = Error::unavailable("etcd cannot be reached").with_detail(chain(status));
-    Fault { not_done: true, elsewhere: true, error }
+    Fault::lost(true, Error::unavailable("etcd cannot be reached").with_detail(chain(status)))
 }
 
 /// What an operator has to mend; none of it happened.
@@ -124,7 +142,8 @@ fn answered(status: &Status) -> Fault {
     let detail = format!("{:?}: {}", status.code(), chain(status));
     let from_server = status.message().starts_with("etcdserver: ");
     let says = |part: &str| status.message().contains(part);
-    let fault = |not_done, elsewhere, error: Error| Fault { not_done, elsewhere, error: error.with_detail(detail) };
+    let fault =
+        |not_done, elsewhere, error: Error| Fault { not_done, elsewhere, electing: false, error: error.with_detail(detail) };
     match status.code() {
         Code::OutOfRange if says("message length too large") => fault(false, false, Error::internal(TOO_LARGE)),
         Code::OutOfRange if says("has been compacted") => fault(true, false, Error::unavailable(COMPACTED)),
@@ -141,7 +160,9 @@ fn answered(status: &Status) -> Fault {
         {
             fault(true, false, Error::internal("etcd refused a request"))
         }
-        Code::Unavailable if says("no leader") => fault(true, true, Error::unavailable("etcd has no leader at the moment")),
+        Code::Unavailable if says("no leader") => {
+            Fault { electing: true, ..fault(true, true, Error::unavailable("etcd has no leader: too few of its members live")) }
+        }
         _ => fault(false, true, Error::unavailable("etcd broke off")),
     }
 }

@@ -2,10 +2,11 @@
 
 use std::future::Future;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::Duration;
 
-use etcd_client::{Client, ConnectOptions, KvClient};
+use etcd_client::{Client, KvClient};
 use tokio::sync::Mutex;
-use tokio::time::{Instant, timeout_at};
+use tokio::time::{Instant, sleep, timeout_at};
 
 use super::config::{EtcdConfig, options};
 use super::faults::{Fault, judge};
@@ -13,6 +14,10 @@ use crate::error::Result;
 
 /// An answer above this is refused; the largest that we ask for, 120 keys, are far smaller.
 const ANSWER_BYTES: usize = 64 << 20;
+
+/// How long a cluster without a leader is given to elect one; it takes one or two seconds with etcd's defaults.
+const ELECTION: Duration = Duration::from_secs(3);
+const ELECTION_PAUSE: Duration = Duration::from_millis(100);
 
 /// Whether an attempt that may have happened may be repeated.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -23,8 +28,7 @@ pub(super) enum Repeat {
 
 pub(super) struct Members {
     members: Vec<Member>,
-    user: Option<(String, String)>,
-    options: ConnectOptions,
+    config: EtcdConfig,
     /// Counts up; the member asked at present is the rest of its division.
     current: AtomicUsize,
     down: AtomicBool,
@@ -36,6 +40,13 @@ struct Member {
     client: Mutex<Option<Client>>,
 }
 
+/// What a call came to.
+pub(super) struct Answer<T> {
+    pub(super) value: T,
+    /// An earlier attempt of the same call may have happened as well.
+    pub(super) doubtful: bool,
+}
+
 /// The client for keys and values.
 pub(super) fn kv(client: &Client) -> KvClient {
     client.kv_client().max_decoding_message_size(ANSWER_BYTES)
@@ -43,53 +54,59 @@ pub(super) fn kv(client: &Client) -> KvClient {
 
 impl Members {
     pub(super) fn none() -> Self {
-        Self {
-            members: Vec::new(),
-            user: None,
-            options: ConnectOptions::new(),
-            current: AtomicUsize::new(0),
-            down: AtomicBool::new(false),
-        }
+        let config = EtcdConfig { endpoints: Vec::new(), user: None, tls: None, timeout: Duration::ZERO };
+        Self { members: Vec::new(), config, current: AtomicUsize::new(0), down: AtomicBool::new(false) }
     }
 
     pub(super) async fn new(config: &EtcdConfig) -> Result<Self> {
-        let options = options(config)?;
         // Without a user this asks nobody, and finds what is wrong in the certificates.
-        Client::connect(&config.endpoints, Some(options.clone())).await.map_err(|error| judge(error).error)?;
+        Client::connect(&config.endpoints, Some(options(config)?)).await.map_err(|error| judge(error).error)?;
         let member = |endpoint: &String| Member { endpoint: endpoint.clone(), client: Mutex::new(None) };
         let members = config.endpoints.iter().map(member).collect();
-        Ok(Self { members, user: config.user.clone(), options, ..Self::none() })
+        Ok(Self { members, config: config.clone(), ..Self::none() })
     }
 
     /// Makes a call, at several members if need be, before `deadline`.
-    pub(super) async fn call<T, C, F>(&self, deadline: Instant, repeat: Repeat, call: C) -> Result<T, Fault>
+    pub(super) async fn call<T, C, F>(&self, deadline: Instant, repeat: Repeat, call: C) -> Result<Answer<T>, Fault>
     where
         C: Fn(Client) -> F,
         F: Future<Output = Result<T, etcd_client::Error>>,
     {
-        let mut left = self.members.len();
+        let election = deadline.min(Instant::now() + self.patience());
+        let (mut left, mut doubtful) = (self.members.len(), false);
         loop {
             let turn = self.current.load(Ordering::Relaxed);
-            let until = share(deadline, left);
-            let fault = match self.attempt(turn, until, &call).await {
-                Ok(answer) => {
+            let fault = match self.attempt(turn, share(deadline, left), &call).await {
+                Ok(value) => {
                     self.note_up(turn);
-                    return Ok(answer);
+                    return Ok(Answer { value, doubtful });
                 }
                 Err(fault) => fault,
             };
+            doubtful |= !fault.not_done;
+            let fault = Fault { not_done: !doubtful, ..fault };
             if !fault.elsewhere {
                 return Err(fault);
             }
             let _ = self.current.compare_exchange(turn, turn.wrapping_add(1), Ordering::Relaxed, Ordering::Relaxed);
+            let now = Instant::now();
+            if fault.electing && now < election {
+                sleep(ELECTION_PAUSE).await;
+                continue;
+            }
             // One attempt more than there are members: a connection that broke while it was idle is noticed by its next user.
             let may_repeat = fault.not_done || repeat == Repeat::Always;
-            if !may_repeat || left == 0 || Instant::now() >= deadline {
-                self.note_down(turn, &fault);
+            if !may_repeat || left == 0 || now >= deadline {
+                self.note_down(&fault);
                 return Err(fault);
             }
             left -= 1;
         }
+    }
+
+    /// How long an election is waited for: when the last call found none that answers, another wait would only pile up callers.
+    fn patience(&self) -> Duration {
+        if self.down.load(Ordering::Relaxed) { Duration::ZERO } else { ELECTION }
     }
 
     fn member(&self, turn: usize) -> Option<&Member> {
@@ -102,8 +119,10 @@ impl Members {
         F: Future<Output = Result<T, etcd_client::Error>>,
     {
         let member = self.member(turn).ok_or_else(|| Fault::timeout(true))?;
-        let connected = timeout_at(until, self.client(member)).await;
-        let client = connected.map_err(|_| Fault::timeout(true))?.map_err(|error| Fault { not_done: true, ..judge(error) })?;
+        let client = match timeout_at(until, self.client(member)).await {
+            Ok(client) => client.map_err(|fault| fault.at(&member.endpoint))?,
+            Err(_) => return Err(Fault::timeout(true).at(&member.endpoint)),
+        };
         let outcome = match timeout_at(until, call(client)).await {
             Ok(outcome) => outcome.map_err(judge),
             Err(_) => Err(Fault::timeout(false)),
@@ -114,37 +133,35 @@ impl Members {
                 *slot = None;
             }
         }
-        outcome
+        outcome.map_err(|fault| fault.at(&member.endpoint))
     }
 
-    /// The member's client; its login, where there is a user, is made by one caller for all.
-    async fn client(&self, member: &Member) -> Result<Client, etcd_client::Error> {
+    /// The member's client; its login, where there is a user, is made by one caller for all. The certificates are read anew, since
+    /// they are renewed while we run.
+    async fn client(&self, member: &Member) -> Result<Client, Fault> {
         let mut slot = member.client.lock().await;
         if let Some(client) = &*slot {
             return Ok(client.clone());
         }
-        let options = match &self.user {
-            Some((user, password)) => self.options.clone().with_user(user, password),
-            None => self.options.clone(),
-        };
-        let client = Client::connect([&member.endpoint], Some(options)).await?;
+        let mut options = options(&self.config).map_err(Fault::refused)?;
+        if let Some((user, password)) = &self.config.user {
+            options = options.with_user(user, password);
+        }
+        let connected = Client::connect([&member.endpoint], Some(options)).await;
+        let client = connected.map_err(|error| Fault { not_done: true, ..judge(error) })?;
         *slot = Some(client.clone());
         Ok(client)
     }
 
-    fn endpoint(&self, turn: usize) -> &str {
-        self.member(turn).map_or("", |member| &member.endpoint)
-    }
-
-    fn note_down(&self, turn: usize, fault: &Fault) {
+    fn note_down(&self, fault: &Fault) {
         if !self.down.swap(true, Ordering::Relaxed) {
-            log::warn!("no etcd server answers, the last one tried was {}: {}", self.endpoint(turn), fault.error);
+            log::warn!("no etcd server answers; the last one tried: {}", fault.error);
         }
     }
 
     fn note_up(&self, turn: usize) {
         if self.down.load(Ordering::Relaxed) && self.down.swap(false, Ordering::Relaxed) {
-            log::info!("etcd answers again: {}", self.endpoint(turn));
+            log::info!("etcd answers again: {}", self.member(turn).map_or("", |member| &member.endpoint));
         }
     }
 }
