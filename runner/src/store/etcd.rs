@@ -239,16 +239,17 @@ fn happens_once(change: &Change) -> bool {
 
 /// Whether a change of doubtful fate happened, judged by what the keys that it puts hold now; none if that cannot be told.
 fn happened(change: &Change, found: &[Option<Versioned>]) -> Option<bool> {
-    let now = || change.put.iter().zip(found);
-    if now().all(|((_, value), found)| found.as_ref().is_some_and(|found| found.value == *value)) {
+    let versions: Vec<u64> = found.iter().map(|found| found.as_ref().map_or(0, |found| found.version)).collect();
+    let before = change.expect.iter().map(|(_, version)| *version).max().unwrap_or(0);
+    let holds =
+        |((_, value), found): (&(String, Vec<u8>), &Option<Versioned>)| found.as_ref().is_some_and(|now| now.value == *value);
+    // All keys that one change puts get the same version.
+    if change.put.iter().zip(found).all(holds) && versions.iter().all(|&version| version == versions[0] && version > before) {
         return Some(true);
     }
     // It would have moved each of them on.
-    let still = |key: &String, found: &Option<Versioned>| {
-        let version = found.as_ref().map_or(0, |found| found.version);
-        change.expect.iter().any(|expected| *expected == (key.clone(), version))
-    };
-    now().any(|((key, _), found)| still(key, found)).then_some(false)
+    let still = |((key, _), version): (&(String, Vec<u8>), &u64)| change.expect.iter().any(|(k, v)| (k, v) == (key, version));
+    change.put.iter().zip(&versions).any(still).then_some(false)
 }
 
 fn unchanged(key: &str, version: u64) -> Compare {
@@ -288,6 +289,8 @@ mod tests {
         let holds = |value: &str, version| Some(Versioned { value: value.into(), version });
         for (a, b, judgement) in [
             (holds("ours", 9), holds("ours", 9), Some(true)),
+            (holds("ours", 8), holds("ours", 9), None),
+            (holds("ours", 7), holds("ours", 7), Some(false)),
             (holds("old", 7), None, Some(false)),
             (holds("theirs", 8), None, Some(false)),
             (holds("theirs", 9), holds("ours", 8), None),

@@ -4,8 +4,8 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use bwvisu_runner::error::{Error, ErrorKind};
-use bwvisu_runner::store::etcd::{Etcd, EtcdConfig, EtcdTls};
-use bwvisu_runner::store::{Backend, LEASE_SECONDS};
+use bwvisu_runner::store::Backend;
+use bwvisu_runner::store::etcd::{Etcd, EtcdConfig};
 
 use crate::contract::{check_all, claim, put, read, value};
 use crate::server::{EtcdServer, Kind, etcd_is_there};
@@ -114,7 +114,7 @@ fn a_frozen_server_is_unavailable_in_time_and_goes_on_when_thawed() {
 }
 
 /// Every call fails within the time it has; a write with one of `write` kinds.
-fn assert_down(client: &Etcd, write: &[ErrorKind]) {
+pub fn assert_down(client: &Etcd, write: &[ErrorKind]) {
     let timed = |call: &dyn Fn() -> Error| {
         let begin = Instant::now();
         let error = call();
@@ -172,178 +172,4 @@ fn the_next_member_is_asked_in_the_same_call() {
     let begin = Instant::now();
     assert!(client.commit(&put("k", "v")).unwrap());
     assert!(begin.elapsed() < Duration::from_secs(1), "it stays with the one that answers");
-}
-
-#[test]
-fn user_and_password_are_used_and_complaints_say_what_to_mend() {
-    if !etcd_is_there() {
-        return;
-    }
-    let server = EtcdServer::start(Kind::ShortTokens);
-    let with = |user: Option<(&str, &str)>| {
-        let user = user.map(|(user, password)| (user.to_owned(), password.to_owned()));
-        Etcd::connect(EtcdConfig { user, ..server.config() }).unwrap()
-    };
-    server.wait_for(&with(None));
-    let complaint = |client: Etcd, says: &str| {
-        let error = client.commit(&put("k", "v")).unwrap_err();
-        assert_eq!(error.kind, ErrorKind::Unavailable, "{error}");
-        assert!(error.message.contains(says), "{says}: {error}");
-        assert!(!format!("{error:?}").contains("opensesame"), "{error:?}");
-    };
-    complaint(with(Some(("runner", "opensesame"))), "authentication is switched off");
-    set_up_users(&server);
-    complaint(with(None), "set etcd-user");
-    complaint(with(Some(("runner", "opensesame-not"))), "check etcd-user and etcd-password");
-    complaint(with(Some(("other", "opensesame"))), "readwrite on the prefix /bwvisu-runner/");
-    // A role that may use our prefix, and no more, is enough for everything.
-    let client = with(Some(("runner", "opensesame")));
-    check_all(&client, &with(Some(("runner", "opensesame"))));
-    assert!(client.lead("jobs-watch").unwrap());
-    // The token has ended meanwhile: a new login is made by itself.
-    thread::sleep(Duration::from_secs(3));
-    assert!(client.lead("jobs-watch").unwrap());
-    thread::sleep(Duration::from_secs(3));
-    assert!(client.commit(&put("k", "v")).unwrap());
-    // Users that change end all logins.
-    server.ctl(Some("root:opensesame"), &["user", "add", "late:opensesame"]);
-    assert_eq!(value(&client, "k").as_deref(), Some("v"));
-    client.resign();
-    assert!(with(Some(("runner", "opensesame"))).lead("jobs-watch").unwrap());
-}
-
-fn set_up_users(server: &EtcdServer) {
-    let range = ["/bwvisu-runner/", "/bwvisu-runner0"];
-    for arguments in [
-        &["user", "add", "root:opensesame"][..],
-        &["user", "grant-role", "root", "root"],
-        &["role", "add", "runner"],
-        &["role", "grant-permission", "runner", "readwrite", range[0], range[1]],
-        &["user", "add", "runner:opensesame"],
-        &["user", "grant-role", "runner", "runner"],
-        &["user", "add", "other:opensesame"],
-        &["auth", "enable"],
-    ] {
-        server.ctl(None, arguments);
-    }
-}
-
-#[test]
-fn a_server_that_forgot_our_login_is_logged_into_again() {
-    if !etcd_is_there() {
-        return;
-    }
-    let mut server = EtcdServer::start(Kind::Plain);
-    server.wait_for(&server.client());
-    set_up_users(&server);
-    let user = Some(("runner".to_owned(), "opensesame".to_owned()));
-    let client = Etcd::connect(EtcdConfig { user, ..server.config() }).unwrap();
-    assert!(client.commit(&put("k", "v")).unwrap());
-    server.kill();
-    assert_down(&client, &[ErrorKind::Unavailable, ErrorKind::Unknown]);
-    assert!(server.start_again());
-    server.wait_for(&client);
-    assert!(client.commit(&put("k", "v")).unwrap());
-}
-
-#[test]
-fn tls_is_spoken_and_checked_on_both_sides() {
-    if !etcd_is_there() {
-        return;
-    }
-    let server = EtcdServer::start(Kind::MutualTls);
-    let with = |tls: Option<EtcdTls>| Etcd::connect(EtcdConfig { tls, timeout: SHORT, ..server.config() }).unwrap();
-    let client = with(Some(server.tls()));
-    server.wait_for(&client);
-    assert!(client.commit(&put("k", "v")).unwrap());
-    assert_eq!(value(&client, "k").as_deref(), Some("v"));
-    let refused = [
-        ("without a certificate", Some(EtcdTls { certificate: None, ..server.tls() })),
-        ("trusting a stranger alone", Some(EtcdTls { ca: Some(server.path("stranger.pem")), ..server.tls() })),
-        (
-            "with a stranger's certificate",
-            Some(EtcdTls { certificate: Some((server.path("stranger.pem"), server.path("stranger.key"))), ..server.tls() }),
-        ),
-        ("trusting the system's authorities", None),
-    ];
-    for (name, tls) in refused {
-        let error = with(tls).get(&["k".to_owned()]).expect_err(name);
-        assert_eq!(error.kind, ErrorKind::Unavailable, "{name}: {error}");
-        println!("{name}: {error}");
-    }
-    let broken = EtcdTls { certificate: Some((server.path("client.pem"), server.path("extensions"))), ..server.tls() };
-    let error = Etcd::connect(EtcdConfig { tls: Some(broken), ..server.config() }).err().unwrap();
-    assert_eq!(error.kind, ErrorKind::BadInput, "{error}");
-}
-
-#[test]
-fn the_lead_is_one_programs_and_passes_on_when_it_hangs() {
-    if !etcd_is_there() {
-        return;
-    }
-    let server = EtcdServer::start(Kind::Plain);
-    let (a, b) = (server.client(), server.client());
-    let begin = Instant::now();
-    while begin.elapsed() < Duration::from_secs(LEASE_SECONDS + 2) {
-        assert!(a.lead("watch").unwrap(), "who goes on calling keeps it");
-        assert!(!b.lead("watch").unwrap());
-        thread::sleep(Duration::from_millis(500));
-    }
-    assert!(b.lead("other").unwrap(), "roles are independent");
-    assert!(!a.lead("other").unwrap());
-    let name = server.ctl(None, &["get", "/bwvisu-runner/leaders/watch", "--print-value-only"]);
-    assert!(name.contains(&format!(":{} ", std::process::id())), "{name}");
-    // `a` stops calling.
-    let last = Instant::now();
-    while !b.lead("watch").unwrap() {
-        assert!(last.elapsed() < Duration::from_secs(LEASE_SECONDS + 2), "nobody takes over");
-        thread::sleep(Duration::from_millis(200));
-    }
-    assert!(last.elapsed() > Duration::from_secs(LEASE_SECONDS - 2), "not before the lease has ended: {:?}", last.elapsed());
-    assert!(!a.lead("watch").unwrap(), "it comes back, and follows");
-}
-
-#[test]
-fn who_resigns_is_followed_at_once() {
-    if !etcd_is_there() {
-        return;
-    }
-    let server = EtcdServer::start(Kind::Plain);
-    let (a, b) = (server.client(), server.client());
-    assert!(a.lead("one").unwrap() && a.lead("two").unwrap());
-    assert!(!b.lead("one").unwrap());
-    a.resign();
-    assert!(b.lead("one").unwrap() && b.lead("two").unwrap());
-    a.resign();
-    assert!(!a.lead("one").unwrap(), "resigning twice takes nothing from the successor");
-}
-
-#[test]
-fn a_lease_that_was_lost_is_replaced() {
-    if !etcd_is_there() {
-        return;
-    }
-    let server = EtcdServer::start(Kind::Plain);
-    let a = server.client();
-    assert!(a.lead("watch").unwrap());
-    let lease = server.ctl(None, &["lease", "list"]).lines().last().unwrap().to_owned();
-    server.ctl(None, &["lease", "revoke", &lease]);
-    assert!(a.lead("watch").unwrap());
-}
-
-#[test]
-fn two_threads_of_a_program_lead_their_roles_side_by_side() {
-    if !etcd_is_there() {
-        return;
-    }
-    let server = EtcdServer::start(Kind::Plain);
-    let client = server.client();
-    thread::scope(|scope| {
-        for role in ["jobs-watch", "keyhole-watch"] {
-            let client = &client;
-            scope.spawn(move || (0..20).for_each(|_| assert!(client.lead(role).unwrap())));
-        }
-    });
-    let leases = server.ctl(None, &["lease", "list"]);
-    assert!(leases.starts_with("found 1 leases"), "{leases}");
 }

@@ -4,9 +4,17 @@
 // A test that cannot go on ends; clippy knows its helpers only inside the tests themselves.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
+mod answers;
 mod certificates;
 mod contract;
 mod embedded;
 mod etcd;
+mod faults;
 mod figures;
+mod leads;
+mod programs;
+mod proxy;
+mod security;
 mod server;
+mod space;
+mod throng;

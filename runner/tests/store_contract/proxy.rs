@@ -1,9 +1,9 @@
-//! A net between a client and a server that can be cut: in silence, or so that questions arrive and answers do not.
+//! A net between a client and a server that can be cut in silence, lose answers, or be slow.
 
 use std::io::{Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::Duration;
 
@@ -15,8 +15,6 @@ pub enum Net {
     Whole,
     /// Nothing passes, in either direction, and nobody hangs up.
     Silent,
-    /// Questions arrive; answers are lost.
-    AnswersLost,
     /// Answers take their time.
     Slow,
 }
@@ -32,6 +30,9 @@ struct State {
     net: AtomicU8,
     /// Bytes that clients sent and the server got.
     forwarded: AtomicU64,
+    /// Answers to questions with these words are lost, so many times more.
+    losses: Mutex<(String, u64)>,
+    lost: AtomicU64,
 }
 
 /// How long an answer takes on a slow net.
@@ -59,6 +60,16 @@ impl Proxy {
         self.state.net.store(net as u8, Ordering::SeqCst);
     }
 
+    /// From now on loses the answers to so many questions that hold these words; their connections carry no answers any more.
+    pub fn lose_answers_to(&self, words: &str, times: u64) {
+        *self.state.losses.lock().unwrap() = (words.to_owned(), times);
+    }
+
+    /// How many answers were lost so far.
+    pub fn lost(&self) -> u64 {
+        self.state.lost.load(Ordering::SeqCst)
+    }
+
     /// How many bytes arrived at the server so far.
     pub fn forwarded(&self) -> u64 {
         self.state.forwarded.load(Ordering::SeqCst)
@@ -75,33 +86,35 @@ impl State {
         self.wait_while_silent();
         let Ok(server) = TcpStream::connect(server) else { return };
         let (from_client, from_server) = (client.try_clone().unwrap(), server.try_clone().unwrap());
-        let questions = Arc::clone(&self);
+        let (questions, deaf) = (Arc::clone(&self), Arc::new(AtomicBool::new(false)));
+        let deafened = Arc::clone(&deaf);
         thread::spawn(move || {
-            questions.pump(from_client, server, |count| {
+            pump(from_client, server, |bytes| {
                 questions.wait_while_silent();
-                questions.forwarded.fetch_add(count as u64, Ordering::SeqCst);
+                questions.forwarded.fetch_add(bytes.len() as u64, Ordering::SeqCst);
+                if questions.loses_answer(bytes) {
+                    deafened.store(true, Ordering::SeqCst);
+                }
                 true
             })
         });
-        self.pump(from_server, client, |_| {
+        pump(from_server, client, |_| {
             self.wait_while_silent();
             if self.is(Net::Slow) {
                 thread::sleep(DELAY);
             }
-            !self.is(Net::AnswersLost)
+            !deaf.load(Ordering::SeqCst)
         });
     }
 
-    /// Copies until one side ends; once something was lost, the connection carries nothing more in this direction.
-    fn pump(&self, mut from: TcpStream, mut to: TcpStream, passes: impl Fn(usize) -> bool) {
-        let (mut buffer, mut whole) = ([0; 64 << 10], true);
-        while let Ok(count @ 1..) = from.read(&mut buffer) {
-            whole &= passes(count);
-            if whole && to.write_all(&buffer[..count]).is_err() {
-                break;
-            }
+    fn loses_answer(&self, question: &[u8]) -> bool {
+        let mut losses = self.losses.lock().unwrap();
+        let found = losses.1 > 0 && question.windows(losses.0.len()).any(|window| window == losses.0.as_bytes());
+        if found {
+            losses.1 -= 1;
+            self.lost.fetch_add(1, Ordering::SeqCst);
         }
-        let _ = to.shutdown(Shutdown::Both);
+        found
     }
 
     fn wait_while_silent(&self) {
@@ -109,4 +122,15 @@ impl State {
             thread::sleep(Duration::from_millis(5));
         }
     }
+}
+
+/// Copies what passes until one side ends.
+fn pump(mut from: TcpStream, mut to: TcpStream, passes: impl Fn(&[u8]) -> bool) {
+    let mut buffer = [0; 64 << 10];
+    while let Ok(count @ 1..) = from.read(&mut buffer) {
+        if passes(&buffer[..count]) && to.write_all(&buffer[..count]).is_err() {
+            break;
+        }
+    }
+    let _ = to.shutdown(Shutdown::Both);
 }

@@ -6,6 +6,8 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use etcd_client::{Certificate, ConnectOptions, Identity, TlsOptions};
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 
 use crate::error::{Error, Result};
 
@@ -38,6 +40,22 @@ pub struct EtcdTls {
 impl EtcdConfig {
     /// How long a call may take, where nothing else is said.
     pub const DEFAULT_TIMEOUT: Duration = Duration::from_secs(5);
+
+    /// Which certificate is ours, in words, where TLS is spoken.
+    pub(super) fn own_certificate(&self) -> Option<String> {
+        let secure = self.endpoints.iter().any(|endpoint| endpoint.starts_with("https://"));
+        let own = || match self.tls.as_ref().and_then(|tls| tls.certificate.as_ref()) {
+            Some((certificate, key)) => format!("ours is {} with the key {}", certificate.display(), key.display()),
+            None => "we have none: etcd-tls.certificate is not set".to_owned(),
+        };
+        secure.then(own)
+    }
+
+    /// The file with the authorities that sign etcd's certificates.
+    pub(super) fn authorities(&self) -> Option<PathBuf> {
+        let named = self.tls.as_ref().and_then(|tls| tls.ca.clone());
+        named.or_else(|| SYSTEM_AUTHORITIES.iter().map(PathBuf::from).find(|path| path.exists()))
+    }
 }
 
 impl fmt::Debug for EtcdConfig {
@@ -101,17 +119,34 @@ fn tls_options(tls: Option<&EtcdTls>) -> Result<TlsOptions> {
             .find(|path| path.exists())
             .ok_or_else(|| Error::bad_input("no authority for etcd's certificates is named, and this system names none"))?,
     };
-    let options = TlsOptions::new().ca_certificate(Certificate::from_pem(read(ca, "authority's certificate")?));
+    let options = TlsOptions::new().ca_certificate(Certificate::from_pem(read_chain(ca, "authority's certificate")?));
     match tls.and_then(|tls| tls.certificate.as_ref()) {
         Some((certificate, key)) => {
-            Ok(options.identity(Identity::from_pem(read(certificate, "certificate")?, read(key, "certificate's key")?)))
+            Ok(options.identity(Identity::from_pem(read_chain(certificate, "certificate")?, read_key(key)?)))
         }
         None => Ok(options),
     }
 }
 
-fn read(path: &Path, what: &str) -> Result<Vec<u8>> {
-    fs::read(path).map_err(|error| Error::bad_input(format!("cannot read the {what} for etcd, {}: {error}", path.display())))
+/// What is wrong in a file is said with its name: the library that uses it knows none.
+fn read_chain(path: &Path, what: &str) -> Result<Vec<u8>> {
+    let text = fs::read(path).map_err(|error| unreadable(path, what, &error))?;
+    let chain: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(&text).collect();
+    match chain.map_err(|error| unreadable(path, what, &error))?.is_empty() {
+        true => Err(unreadable(path, what, &"there is no certificate in it")),
+        false => Ok(text),
+    }
+}
+
+fn read_key(path: &Path) -> Result<Vec<u8>> {
+    let what = "certificate's key";
+    let text = fs::read(path).map_err(|error| unreadable(path, what, &error))?;
+    PrivateKeyDer::from_pem_slice(&text).map_err(|error| unreadable(path, what, &error))?;
+    Ok(text)
+}
+
+fn unreadable(path: &Path, what: &str, error: &dyn fmt::Display) -> Error {
+    Error::bad_input(format!("cannot read the {what} for etcd, {}: {error}", path.display()))
 }
 
 #[cfg(test)]

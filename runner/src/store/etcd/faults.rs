@@ -5,10 +5,12 @@ use std::error::Error as StdError;
 use tonic::{Code, ConnectError, Status};
 
 use super::ROOT;
+use super::config::EtcdConfig;
 use crate::error::{Error, ErrorKind};
 
 const COMPACTED: &str = "etcd forgot the past that was being read";
 const TOO_LARGE: &str = "an answer of etcd's is too large";
+const BROKE_OFF: &str = "etcd broke off";
 
 /// An attempt that failed.
 #[derive(Debug)]
@@ -46,12 +48,22 @@ impl Fault {
         Self::refused_as(true, Error { kind, ..error })
     }
 
-    /// The same, with the member that it happened at.
-    pub(super) fn at(mut self, endpoint: &str) -> Self {
-        self.error.detail = Some(match self.error.detail {
-            Some(detail) => format!("{endpoint}: {detail}"),
-            None => endpoint.to_owned(),
-        });
+    /// The same, with the member that it happened at, and the files that may be the cause.
+    pub(super) fn at(mut self, endpoint: &str, config: &EtcdConfig) -> Self {
+        let detail = self.error.detail.unwrap_or_default();
+        if let Some(doubt) = doubt(&detail, config) {
+            self.error.message = format!("etcd's certificate is not accepted: {doubt}");
+        }
+        let ours = config.own_certificate().unwrap_or_default();
+        if detail.contains("received fatal alert") {
+            self.error.message = format!("etcd does not accept our certificate: {ours}");
+        }
+        let mut place = format!("{endpoint}: {detail}").trim_end_matches(": ").to_owned();
+        // What etcd has against a certificate, it tells its own log alone.
+        if self.error.message == BROKE_OFF && !ours.is_empty() {
+            place = format!("{place}; if this goes on, look into etcd's log: it may refuse our certificate; {ours}");
+        }
+        self.error.detail = Some(place);
         self
     }
 
@@ -93,7 +105,7 @@ pub(super) fn judge(error: etcd_client::Error) -> Fault {
         etcd_client::Error::TransportError(error) => Fault::refused_as(
             true,
             Error::bad_input("the connection to etcd cannot be set up: check its endpoints and certificate files")
-                .with_detail(chain(&error)),
+                .with_detail(causes(error.to_string(), error.source())),
         ),
         other => Fault::lost(false, Error::unavailable("etcd's answer made no sense").with_detail(other.to_string())),
     }
@@ -115,6 +127,23 @@ fn unreachable_member(status: &Status) -> Fault {
     Fault::lost(true, Error::unavailable("etcd cannot be reached").with_detail(chain(status)))
 }
 
+/// What is wrong with etcd's certificate, in the words of an operator.
+fn doubt(detail: &str, config: &EtcdConfig) -> Option<String> {
+    let says = |part: &str| detail.contains(part);
+    if !says("invalid peer certificate") {
+        return None;
+    }
+    let authorities = config.authorities().unwrap_or_default();
+    Some(match () {
+        () if says("UnknownIssuer") => format!("the authority in {} did not sign it (etcd-tls.ca)", authorities.display()),
+        () if says("xpired") => "it has expired, or a clock is wrong".to_owned(),
+        () if says("NotValidForName") || says("not valid for name") => {
+            "it is for another host than etcd-servers names".to_owned()
+        }
+        () => "see the detail".to_owned(),
+    })
+}
+
 /// What an operator has to mend; none of it happened.
 fn complaint(status: &Status) -> Option<String> {
     let message = status.message();
@@ -130,7 +159,9 @@ fn complaint(status: &Status) -> Option<String> {
         Code::PermissionDenied => format!("etcd-user may not do this: grant its role readwrite on the prefix {ROOT}"),
         Code::Unauthenticated => "etcd does not accept our login: check etcd-user and etcd-password".to_owned(),
         Code::ResourceExhausted if says("space exceeded") => {
-            "etcd's database is full: compact and defragment it, raise its quota, disarm the alarm".to_owned()
+            "etcd's database is full: run etcdctl compact, etcdctl defrag on each member and etcdctl alarm disarm, or raise \
+             --quota-backend-bytes first"
+                .to_owned()
         }
         _ => return None,
     };
@@ -163,14 +194,16 @@ fn answered(status: &Status) -> Fault {
         Code::Unavailable if says("no leader") => {
             Fault { electing: true, ..fault(true, true, Error::unavailable("etcd has no leader: too few of its members live")) }
         }
-        _ => fault(false, true, Error::unavailable("etcd broke off")),
+        _ => fault(false, true, Error::unavailable(BROKE_OFF)),
     }
 }
 
-/// An error with its causes, which say what really was the matter.
-fn chain(error: &(dyn StdError + 'static)) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
+/// A status with its causes, which say what really was the matter.
+fn chain(status: &Status) -> String {
+    causes(status.message().to_owned(), status.source())
+}
+
+fn causes(mut text: String, mut cause: Option<&(dyn StdError + 'static)>) -> String {
     while let Some(error) = cause {
         let next = error.to_string();
         if !text.contains(&next) {

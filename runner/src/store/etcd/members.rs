@@ -1,7 +1,7 @@
 //! The members of the etcd cluster. One of them is asked until it fails, then the next: in the same call where that is safe.
 
 use std::future::Future;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use etcd_client::{Client, KvClient};
@@ -10,13 +10,14 @@ use tokio::time::{Instant, sleep, timeout_at};
 
 use super::config::{EtcdConfig, options};
 use super::faults::{Fault, judge};
-use crate::error::Result;
+use crate::error::{Error, Result};
 
 /// An answer above this is refused; the largest that we ask for, 120 keys, are far smaller.
 const ANSWER_BYTES: usize = 64 << 20;
 
-/// How long a cluster without a leader is given to elect one; it takes one or two seconds with etcd's defaults.
-const ELECTION: Duration = Duration::from_secs(3);
+/// How long a cluster without a leader is given to elect one; it takes one or two seconds with etcd's defaults, and as
+/// long again when votes are split.
+const ELECTION: Duration = Duration::from_secs(4);
 const ELECTION_PAUSE: Duration = Duration::from_millis(100);
 
 /// Whether an attempt that may have happened may be repeated.
@@ -29,8 +30,8 @@ pub(super) enum Repeat {
 pub(super) struct Members {
     members: Vec<Member>,
     config: EtcdConfig,
-    /// Counts up; the member asked at present is the rest of its division.
-    current: AtomicUsize,
+    /// Counts failures, so that members can tell whose is the older.
+    failures: AtomicU64,
     down: AtomicBool,
 }
 
@@ -38,6 +39,8 @@ struct Member {
     endpoint: String,
     /// Made when first needed, dropped when it failed.
     client: Mutex<Option<Client>>,
+    /// The number of its last failure; 0 for none.
+    failed: AtomicU64,
 }
 
 /// What a call came to.
@@ -55,13 +58,14 @@ pub(super) fn kv(client: &Client) -> KvClient {
 impl Members {
     pub(super) fn none() -> Self {
         let config = EtcdConfig { endpoints: Vec::new(), user: None, tls: None, timeout: Duration::ZERO };
-        Self { members: Vec::new(), config, current: AtomicUsize::new(0), down: AtomicBool::new(false) }
+        Self { members: Vec::new(), config, failures: AtomicU64::new(0), down: AtomicBool::new(false) }
     }
 
     pub(super) async fn new(config: &EtcdConfig) -> Result<Self> {
         // Without a user this asks nobody, and finds what is wrong in the certificates.
-        Client::connect(&config.endpoints, Some(options(config)?)).await.map_err(|error| judge(error).error)?;
-        let member = |endpoint: &String| Member { endpoint: endpoint.clone(), client: Mutex::new(None) };
+        Client::connect(&config.endpoints, Some(options(config)?)).await.map_err(|error| unusable(error, config))?;
+        let member =
+            |endpoint: &String| Member { endpoint: endpoint.clone(), client: Mutex::new(None), failed: AtomicU64::new(0) };
         let members = config.endpoints.iter().map(member).collect();
         Ok(Self { members, config: config.clone(), ..Self::none() })
     }
@@ -75,10 +79,10 @@ impl Members {
         let election = deadline.min(Instant::now() + self.patience());
         let (mut left, mut doubtful) = (self.members.len(), false);
         loop {
-            let turn = self.current.load(Ordering::Relaxed);
-            let fault = match self.attempt(turn, share(deadline, left), &call).await {
+            let member = self.member().ok_or_else(|| Fault::timeout(true))?;
+            let fault = match self.attempt(member, share(deadline, left + 1), &call).await {
                 Ok(value) => {
-                    self.note_up(turn);
+                    self.note_up(member);
                     return Ok(Answer { value, doubtful });
                 }
                 Err(fault) => fault,
@@ -88,7 +92,7 @@ impl Members {
             if !fault.elsewhere {
                 return Err(fault);
             }
-            let _ = self.current.compare_exchange(turn, turn.wrapping_add(1), Ordering::Relaxed, Ordering::Relaxed);
+            member.failed.store(self.failures.fetch_add(1, Ordering::Relaxed) + 1, Ordering::Relaxed);
             let now = Instant::now();
             if fault.electing && now < election {
                 sleep(ELECTION_PAUSE).await;
@@ -109,19 +113,19 @@ impl Members {
         if self.down.load(Ordering::Relaxed) { Duration::ZERO } else { ELECTION }
     }
 
-    fn member(&self, turn: usize) -> Option<&Member> {
-        self.members.get(turn.checked_rem(self.members.len())?)
+    /// The one to be asked: the same until it fails, then the one that has not failed for the longest time.
+    fn member(&self) -> Option<&Member> {
+        self.members.iter().min_by_key(|member| member.failed.load(Ordering::Relaxed))
     }
 
-    async fn attempt<T, C, F>(&self, turn: usize, until: Instant, call: &C) -> Result<T, Fault>
+    async fn attempt<T, C, F>(&self, member: &Member, until: Instant, call: &C) -> Result<T, Fault>
     where
         C: Fn(Client) -> F,
         F: Future<Output = Result<T, etcd_client::Error>>,
     {
-        let member = self.member(turn).ok_or_else(|| Fault::timeout(true))?;
         let client = match timeout_at(until, self.client(member)).await {
-            Ok(client) => client.map_err(|fault| fault.at(&member.endpoint))?,
-            Err(_) => return Err(Fault::timeout(true).at(&member.endpoint)),
+            Ok(client) => client.map_err(|fault| self.locate(fault, member))?,
+            Err(_) => return Err(self.locate(Fault::timeout(true), member)),
         };
         let outcome = match timeout_at(until, call(client)).await {
             Ok(outcome) => outcome.map_err(judge),
@@ -133,7 +137,11 @@ impl Members {
                 *slot = None;
             }
         }
-        outcome.map_err(|fault| fault.at(&member.endpoint))
+        outcome.map_err(|fault| self.locate(fault, member))
+    }
+
+    fn locate(&self, fault: Fault, member: &Member) -> Fault {
+        fault.at(&member.endpoint, &self.config)
     }
 
     /// The member's client; its login, where there is a user, is made by one caller for all. The certificates are read anew, since
@@ -148,7 +156,10 @@ impl Members {
             options = options.with_user(user, password);
         }
         let connected = Client::connect([&member.endpoint], Some(options)).await;
-        let client = connected.map_err(|error| Fault { not_done: true, ..judge(error) })?;
+        let client = connected.map_err(|error| match judge(error) {
+            fault if fault.elsewhere => Fault { not_done: true, ..fault },
+            fault => Fault::refused(fault.error),
+        })?;
         *slot = Some(client.clone());
         Ok(client)
     }
@@ -159,16 +170,22 @@ impl Members {
         }
     }
 
-    fn note_up(&self, turn: usize) {
+    fn note_up(&self, member: &Member) {
         if self.down.load(Ordering::Relaxed) && self.down.swap(false, Ordering::Relaxed) {
-            log::info!("etcd answers again: {}", self.member(turn).map_or("", |member| &member.endpoint));
+            log::info!("etcd answers again: {}", member.endpoint);
         }
     }
 }
 
-/// The end of the next attempt, so that as much is left for each of the others.
-fn share(deadline: Instant, left: usize) -> Instant {
+fn unusable(error: etcd_client::Error, config: &EtcdConfig) -> Error {
+    let Error { kind, message, detail } = judge(error).error;
+    let message = config.own_certificate().map_or(message.clone(), |files| format!("{message}; {files}"));
+    Error { kind, message, detail }
+}
+
+/// The end of the next attempt, of so many that are to have as much time each.
+fn share(deadline: Instant, parts: usize) -> Instant {
     let now = Instant::now();
-    let parts = u32::try_from(left.max(1)).unwrap_or(u32::MAX);
+    let parts = u32::try_from(parts).unwrap_or(u32::MAX);
     now + deadline.saturating_duration_since(now) / parts
 }

@@ -1,0 +1,206 @@
+//! Faults of a real cluster of three, under load: members that die, freeze, stumble or cannot be reached. No call may take longer
+//! than it has, no write may be lost or happen twice, and everything goes on by itself.
+
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use bwvisu_runner::error::ErrorKind;
+use bwvisu_runner::store::etcd::{Etcd, EtcdConfig};
+use bwvisu_runner::store::{Backend, Change};
+
+use crate::contract::{put, value};
+use crate::proxy::{Net, Proxy};
+use crate::server::{EtcdCluster, EtcdServer, etcd_is_there};
+
+/// The longest that a call may take; the rest is for a busy machine.
+const BOUND: Duration = EtcdConfig::DEFAULT_TIMEOUT.saturating_add(Duration::from_secs(1));
+const WRITERS: usize = 6;
+
+/// What all calls came to.
+#[derive(Debug, Default)]
+struct Tally {
+    done: u64,
+    unavailable: u64,
+    unknown: u64,
+    longest: Duration,
+}
+
+impl Tally {
+    fn note(&mut self, took: Duration, kind: Option<ErrorKind>) {
+        self.longest = self.longest.max(took);
+        match kind {
+            None => self.done += 1,
+            Some(ErrorKind::Unavailable) => self.unavailable += 1,
+            Some(ErrorKind::Unknown) => self.unknown += 1,
+            Some(other) => panic!("a fault of etcd's is {other:?}"),
+        }
+    }
+}
+
+/// Counts up in keys of many writers while `fault` is at work; each key must hold as much as was answered with success.
+fn under_load(name: &str, clients: &[&Etcd], fault: impl FnOnce()) -> Tally {
+    let (over, tally) = (AtomicBool::new(false), Mutex::new(Tally::default()));
+    thread::scope(|scope| {
+        for writer in 0..WRITERS {
+            let (client, over, tally) = (clients[writer % clients.len()], &over, &tally);
+            scope.spawn(move || count_up(client, &format!("{name}/{writer}"), over, tally));
+        }
+        thread::sleep(Duration::from_millis(500));
+        fault();
+        over.store(true, Ordering::SeqCst);
+    });
+    let tally = tally.into_inner().unwrap();
+    println!("{name}: {tally:?}");
+    assert!(tally.longest < BOUND, "{tally:?}");
+    tally
+}
+
+fn count_up(client: &Etcd, key: &str, over: &AtomicBool, tally: &Mutex<Tally>) {
+    let (mut count, mut doubts) = (0, 0);
+    while !over.load(Ordering::SeqCst) {
+        let begin = Instant::now();
+        let outcome = client.get(&[key.to_owned()]);
+        tally.lock().unwrap().note(begin.elapsed(), outcome.as_ref().err().map(|error| error.kind));
+        let Ok(mut found) = outcome else { continue };
+        let (now, version) = found.remove(0).map_or((0, 0), |found| (number(&found.value), found.version));
+        assert!((count..=count + doubts).contains(&now), "{key}: {now}, after {count} and {doubts} of unknown fate");
+        (count, doubts) = (now, 0);
+        let change = Change { expect: vec![(key.to_owned(), version)], ..put(key, (now + 1).to_string()) };
+        let begin = Instant::now();
+        let outcome = client.commit(&change);
+        tally.lock().unwrap().note(begin.elapsed(), outcome.as_ref().err().map(|error| error.kind));
+        match outcome {
+            Ok(done) => {
+                assert!(done, "{key}: nobody else writes it");
+                count += 1;
+            }
+            Err(error) if error.kind == ErrorKind::Unknown => doubts = 1,
+            Err(_) => {}
+        }
+    }
+    let end = value_later(client, key);
+    assert!((count..=count + doubts).contains(&end), "{key}: {end} in the end, after {count} and {doubts} of unknown fate");
+}
+
+fn number(value: &[u8]) -> u64 {
+    String::from_utf8_lossy(value).parse().unwrap()
+}
+
+/// Once etcd answers again.
+fn value_later(client: &Etcd, key: &str) -> u64 {
+    let begin = Instant::now();
+    while let Err(error) = client.get(&[key.to_owned()]) {
+        assert!(begin.elapsed() < Duration::from_secs(20), "{error}");
+    }
+    value(client, key).map_or(0, |value| number(value.as_bytes()))
+}
+
+#[test]
+fn a_member_that_is_killed_fails_no_call_leader_or_not() {
+    if !etcd_is_there() {
+        return;
+    }
+    let mut cluster = EtcdCluster::start();
+    let (one, other) = (cluster.client(), cluster.client());
+    let leader = cluster.leader();
+    for (name, member) in [("leader killed", leader), ("follower killed", (leader + 1) % 3)] {
+        let tally = under_load(name, &[&one, &other], || {
+            cluster.members[member].kill();
+            thread::sleep(Duration::from_secs(3));
+            assert!(cluster.members[member].start_again());
+            thread::sleep(Duration::from_millis(500));
+        });
+        assert_eq!((tally.unavailable, tally.unknown), (0, 0), "{name}: {tally:?}");
+    }
+}
+
+#[test]
+fn a_leader_that_freezes_costs_each_caller_one_call_at_most() {
+    if !etcd_is_there() {
+        return;
+    }
+    let cluster = EtcdCluster::start();
+    let (one, other) = (cluster.client(), cluster.client());
+    let leader = cluster.leader();
+    let tally = under_load("leader frozen", &[&one, &other], || {
+        cluster.members[leader].freeze();
+        thread::sleep(Duration::from_secs(6));
+        cluster.members[leader].thaw();
+        thread::sleep(Duration::from_secs(1));
+    });
+    // The others notice its silence after one to two seconds, and may need two elections: longer than that call has.
+    assert!(tally.unavailable + tally.unknown <= WRITERS as u64, "{tally:?}");
+}
+
+/// As with a disk that takes a third of a second for each write.
+#[test]
+fn a_leader_that_stumbles_slows_calls_and_fails_none() {
+    if !etcd_is_there() {
+        return;
+    }
+    let cluster = EtcdCluster::start();
+    let client = cluster.client();
+    let leader = &cluster.members[cluster.leader()];
+    let tally = under_load("leader slow", &[&client], || {
+        for _ in 0..12 {
+            leader.freeze();
+            thread::sleep(Duration::from_millis(300));
+            leader.thaw();
+            thread::sleep(Duration::from_millis(50));
+        }
+    });
+    assert_eq!((tally.unavailable, tally.unknown), (0, 0), "{tally:?}");
+}
+
+#[test]
+fn without_a_quorum_calls_fail_in_time_and_work_again_when_a_member_is_back() {
+    if !etcd_is_there() {
+        return;
+    }
+    let mut cluster = EtcdCluster::start();
+    let client = cluster.client();
+    let tally = under_load("quorum lost", &[&client], || {
+        cluster.members[..2].iter_mut().for_each(EtcdServer::kill);
+        thread::sleep(Duration::from_secs(5));
+        for key in ["a", "b"] {
+            let begin = Instant::now();
+            let error = client.get(&[key.to_owned()]).unwrap_err();
+            assert_eq!(error.kind, ErrorKind::Unavailable, "{error}");
+            println!("quorum lost: a call fails after {:?}: {error}", begin.elapsed());
+        }
+        assert!(cluster.members[0].start_again());
+    });
+    assert!(tally.unavailable > 0, "{tally:?}");
+    let begin = Instant::now();
+    assert!(client.commit(&put("k", "v")).unwrap());
+    assert!(begin.elapsed() < Duration::from_secs(1), "{:?}", begin.elapsed());
+}
+
+#[test]
+fn a_net_that_is_cut_in_silence_costs_time_and_no_call_until_all_of_it_is_cut() {
+    if !etcd_is_there() {
+        return;
+    }
+    let cluster = EtcdCluster::start();
+    let nets: Vec<Proxy> = cluster.members.iter().map(|member| Proxy::start(member.client_address())).collect();
+    let endpoints = nets.iter().map(Proxy::endpoint).collect();
+    let client = Etcd::connect(EtcdConfig { endpoints, ..cluster.config() }).unwrap();
+    cluster.members[0].wait_for(&client);
+    for (cut, net) in nets.iter().enumerate() {
+        let tally = under_load(&format!("net {cut} cut"), &[&client], || {
+            net.set(Net::Silent);
+            thread::sleep(Duration::from_secs(2));
+            net.set(Net::Whole);
+        });
+        assert_eq!((tally.unavailable, tally.unknown), (0, 0), "{tally:?}");
+    }
+    let tally = under_load("all nets cut", &[&client], || {
+        nets.iter().for_each(|net| net.set(Net::Silent));
+        thread::sleep(EtcdConfig::DEFAULT_TIMEOUT + Duration::from_secs(1));
+        nets.iter().for_each(|net| net.set(Net::Whole));
+    });
+    assert!(tally.unavailable + tally.unknown > 0, "{tally:?}");
+    assert!(client.commit(&put("k", "v")).unwrap());
+}

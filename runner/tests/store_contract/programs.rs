@@ -1,0 +1,195 @@
+//! Real programs on a real etcd: three `bwvisu-runner`s with both watchers, of which the leader is killed, ended and frozen; and
+//! the same with a program of the test's, which is frozen between its read and its write.
+
+use std::collections::BTreeMap;
+use std::fs::{self, File};
+use std::io::{BufRead, BufReader};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::{Arc, mpsc};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use bwvisu_runner::store::etcd::{Etcd, EtcdConfig};
+use bwvisu_runner::store::{Backend, Change, Store};
+use bwvisu_runner::watch::{Stop, repeat};
+use rustix::process::{Pid, Signal, kill_process};
+use serde_json::json;
+
+use crate::contract::{put, read, value};
+use crate::server::{EtcdServer, Kind, etcd_is_there};
+
+const ROLES: [&str; 2] = ["jobs-watch-default", "keyhole-watch-default"];
+/// What is promised after a crash, and after a clean stop.
+const CRASH: Duration = Duration::from_secs(10);
+const STOP: Duration = Duration::from_secs(2);
+
+/// A process of the test's, ended with it.
+struct Program {
+    child: Child,
+    /// What it writes down, if it does.
+    log: PathBuf,
+}
+
+impl Program {
+    fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    fn signal(&self, signal: Signal) {
+        kill_process(Pid::from_child(&self.child), signal).unwrap();
+    }
+}
+
+impl Drop for Program {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+fn runner(folder: &Path, name: &str, server: &EtcdServer) -> Program {
+    let home = folder.join(name);
+    fs::create_dir_all(home.join("templates")).unwrap();
+    let config = json!({
+        "bwvisu-home-prefix": home, "state-dir": home.join("state"), "templates": home.join("templates"),
+        "gateway-nodes": [{"internal-ip": "localhost", "external-ip": "127.0.0.1"}],
+        "keyholed-servers": [{"ip": "127.0.0.1", "port": 0}], "keyhole-listen": "127.0.0.1:0",
+        "scheduler": "local", "gateway": "relay", "watch": {"jobs-seconds": 0.2, "keyhole-seconds": 0.2},
+        "etcd-servers": [{"ip": server.client_address().ip(), "port": server.client_address().port()}],
+    });
+    fs::write(home.join("config.json"), config.to_string()).unwrap();
+    let log = File::create(home.join("log")).unwrap();
+    let mut command = Command::new(env!("CARGO_BIN_EXE_bwvisu-runner"));
+    command.arg("--config").arg(home.join("config.json")).args(["serve", "--only", "jobs-watch,keyhole-watch"]);
+    let child = command.stdin(Stdio::null()).stdout(log.try_clone().unwrap()).stderr(log).spawn().unwrap();
+    Program { child, log: home.join("log") }
+}
+
+/// The process that leads a role, by the name at its key.
+fn leader(etcd: &Etcd, role: &str) -> Option<u32> {
+    value(etcd, &format!("leaders/{role}"))?.split([':', ' ']).nth(1)?.parse().ok()
+}
+
+/// Waits until each role is led by a process other than `not`; how long it took.
+fn wait_for_leaders(etcd: &Etcd, not: Option<u32>, within: Duration) -> Duration {
+    let begin = Instant::now();
+    loop {
+        let leaders = ROLES.map(|role| leader(etcd, role));
+        if leaders.iter().all(|leader| leader.is_some() && *leader != not) {
+            return begin.elapsed();
+        }
+        assert!(begin.elapsed() < within, "not in {within:?}: {leaders:?}, and not {not:?}");
+        thread::sleep(Duration::from_millis(20));
+    }
+}
+
+#[test]
+fn runners_hand_their_watchers_over_when_one_is_ended_killed_or_frozen() {
+    if !etcd_is_there() {
+        return;
+    }
+    let (server, folder) = (EtcdServer::start(Kind::Plain), tempfile::tempdir().unwrap());
+    let etcd = server.client();
+    let start = |name: &str| runner(folder.path(), name, &server);
+    // The first leads all, since it is alone.
+    let first = start("first");
+    wait_for_leaders(&etcd, None, CRASH);
+    let mut others: BTreeMap<u32, Program> = ["second", "third"].map(start).into_iter().map(|p| (p.pid(), p)).collect();
+    thread::sleep(Duration::from_secs(1));
+    assert_eq!(leader(&etcd, ROLES[0]), Some(first.pid()), "who comes later follows");
+
+    first.signal(Signal::TERM);
+    println!("hand-over after SIGTERM: {:?}", wait_for_leaders(&etcd, Some(first.pid()), STOP));
+    drop(first);
+
+    // From here on the two roles may have different leaders.
+    let killed = others.remove(&leader(&etcd, ROLES[0]).unwrap()).unwrap();
+    let fourth = start("fourth");
+    others.insert(fourth.pid(), fourth);
+    killed.signal(Signal::KILL);
+    println!("hand-over after SIGKILL: {:?}", wait_for_leaders(&etcd, Some(killed.pid()), CRASH));
+
+    let frozen = others.remove(&leader(&etcd, ROLES[0]).unwrap()).unwrap();
+    frozen.signal(Signal::STOP);
+    println!("hand-over after SIGSTOP: {:?}", wait_for_leaders(&etcd, Some(frozen.pid()), CRASH));
+    let successor = leader(&etcd, ROLES[0]);
+    frozen.signal(Signal::CONT);
+    let begin = Instant::now();
+    while !follows(&frozen) {
+        assert!(begin.elapsed() < CRASH, "it does not notice that it leads no more");
+        thread::sleep(Duration::from_millis(20));
+    }
+    println!("after SIGCONT it notices within {:?}", begin.elapsed());
+    assert_eq!(leader(&etcd, ROLES[0]), successor, "and leaves the lead where it is");
+}
+
+/// Whether a runner had the lead of the first role, and says that it does not have it any more.
+fn follows(program: &Program) -> bool {
+    let log = fs::read_to_string(&program.log).unwrap();
+    let last = |what: &str| log.rfind(&format!("watch {}: this program {what}", ROLES[0]));
+    matches!((last("leads"), last("does not lead")), (Some(led), Some(lost)) if lost > led)
+}
+
+/// Where the test below, started again as a program of its own, finds its etcd.
+const ENDPOINT: &str = "BWVISU_TEST_ENDPOINT";
+const JOURNAL: &str = "journal";
+
+/// A watcher whose cycle reads a record, waits a second, and writes what it made of it. Each step is a line of output.
+fn watcher(endpoint: String) {
+    let config = EtcdConfig { endpoints: vec![endpoint], user: None, tls: None, timeout: EtcdConfig::DEFAULT_TIMEOUT };
+    let (etcd, store) = (Etcd::connect(config.clone()).unwrap(), Store::new(Box::new(Etcd::connect(config).unwrap())));
+    let cycle = move || {
+        let version = read(&etcd, JOURNAL).map_or(0, |found| found.version);
+        println!("step read");
+        thread::sleep(Duration::from_secs(1));
+        let change = Change { expect: vec![(JOURNAL.to_owned(), version)], ..put(JOURNAL, std::process::id().to_string()) };
+        println!("step wrote {}", etcd.commit(&change)?);
+        Ok(())
+    };
+    let every = || Duration::from_millis(100);
+    repeat("watch".to_owned(), every, Arc::new(store), Stop::default(), cycle).unwrap().join().unwrap();
+}
+
+fn start_watcher(server: &EtcdServer) -> (Program, mpsc::Receiver<String>) {
+    let mut command = Command::new(std::env::current_exe().unwrap());
+    let test = "programs::a_leader_that_is_frozen_between_read_and_write_writes_nothing_later";
+    command.args(["--exact", test, "--nocapture"]).env(ENDPOINT, server.endpoint());
+    let mut child = command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
+    let (lines, steps) = mpsc::channel();
+    let output = BufReader::new(child.stdout.take().unwrap());
+    thread::spawn(move || {
+        for line in output.lines().map_while(Result::ok).filter(|line| line.contains("step ")) {
+            let _ = lines.send(line.split_once("step ").unwrap().1.to_owned());
+        }
+    });
+    (Program { child, log: PathBuf::new() }, steps)
+}
+
+#[test]
+fn a_leader_that_is_frozen_between_read_and_write_writes_nothing_later() {
+    if let Ok(endpoint) = std::env::var(ENDPOINT) {
+        return watcher(endpoint);
+    }
+    if !etcd_is_there() {
+        return;
+    }
+    let server = EtcdServer::start(Kind::Plain);
+    let etcd = server.client();
+    let (old, old_steps) = start_watcher(&server);
+    let step = |steps: &mpsc::Receiver<String>| steps.recv_timeout(CRASH).unwrap();
+    assert_eq!([step(&old_steps), step(&old_steps)], ["read", "wrote true"]);
+    let (new, new_steps) = start_watcher(&server);
+    assert_eq!(step(&old_steps), "read");
+    old.signal(Signal::STOP);
+    let begin = Instant::now();
+    assert_eq!([step(&new_steps), step(&new_steps)], ["read", "wrote true"]);
+    println!("another watcher's first write {:?} after the leader was frozen", begin.elapsed());
+    assert_eq!(value(&etcd, JOURNAL), Some(new.pid().to_string()));
+    old.signal(Signal::CONT);
+    assert_eq!(step(&old_steps), "wrote false", "it had read before, and others wrote since");
+    // It leads no more, so it begins no other cycle; the new one goes on.
+    assert!(old_steps.recv_timeout(Duration::from_secs(3)).is_err());
+    assert!(new_steps.try_iter().filter(|step| step == "wrote true").count() >= 2);
+    assert_eq!(value(&etcd, JOURNAL), Some(new.pid().to_string()));
+}

@@ -1,0 +1,182 @@
+//! Several keyhole servers, a thousand jobs, and a database that loses a member meanwhile: no port is given twice.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use bwvisu_runner::domain::grant::{GRANT_VERSION, Grant, GrantState};
+use bwvisu_runner::domain::ports::Span;
+use bwvisu_runner::error::ErrorKind;
+use bwvisu_runner::store::Store;
+
+use crate::server::{EtcdCluster, etcd_is_there};
+
+const JOBS: u64 = 1000;
+const THREADS: usize = 32;
+const GATEWAYS: [&str; 2] = ["10.0.0.1", "10.0.0.2"];
+const NODES: u64 = 24;
+/// How many spans of ports there are: so few that many jobs ask for the same.
+const SLOTS: u64 = 1200;
+const PORTS: u16 = 3;
+
+/// A grant of a few ports from `external` on.
+pub fn grant(job: u64, gateway: &str, external: u16, nodes: &[&str], nonce: &str) -> Grant {
+    Grant {
+        version: GRANT_VERSION,
+        cluster: "default".into(),
+        job,
+        run: 0,
+        nonce: nonce.into(),
+        state: GrantState::Claimed,
+        confirmed: false,
+        gateway: gateway.into(),
+        external_ip: "203.0.113.1".into(),
+        nodes: nodes.iter().map(|&node| node.to_owned()).collect(),
+        target: nodes[0].into(),
+        spans: vec![Span { external, internal: external, count: PORTS }],
+        granted_at: jiff::Timestamp::UNIX_EPOCH,
+    }
+}
+
+/// What a job asks for at its `attempt`: now and then the same as another job's.
+fn wanted(job: u64, attempt: u64) -> Grant {
+    let slot = (job * 7 + attempt * 131) % SLOTS;
+    let external = 50_000 + u16::try_from(slot).unwrap() * PORTS;
+    let gateway = GATEWAYS[((job + attempt) % 2) as usize];
+    let nodes = [format!("c{}", job % NODES), format!("c{}", (job * 5 + 1) % NODES)];
+    grant(job, gateway, external, &[&nodes[0], &nodes[1]], &format!("nonce of {job}"))
+}
+
+#[derive(Default)]
+struct Figures {
+    granted: AtomicU64,
+    refused: AtomicU64,
+    failed: AtomicU64,
+    longest: Mutex<Duration>,
+}
+
+/// A job's way to its ports, as a client goes it: again after an error, other ports after a refusal; every third job gives them back.
+fn journey(store: &Store, job: u64, figures: &Figures) {
+    for attempt in 0..100 {
+        let (wanted, begin) = (wanted(job, attempt), Instant::now());
+        let outcome = store.claim(&wanted);
+        let mut longest = figures.longest.lock().unwrap();
+        *longest = longest.max(begin.elapsed());
+        drop(longest);
+        let done = match outcome {
+            Ok(true) => true,
+            Ok(false) => {
+                figures.refused.fetch_add(1, Ordering::Relaxed);
+                // Perhaps an earlier attempt had happened, whose answer was lost.
+                again(|| store.grant("default", job)).is_some()
+            }
+            Err(error) => {
+                assert!(matches!(error.kind, ErrorKind::Unavailable | ErrorKind::Unknown), "{error}");
+                figures.failed.fetch_add(1, Ordering::Relaxed);
+                again(|| store.grant("default", job)).is_some()
+            }
+        };
+        if done {
+            figures.granted.fetch_add(1, Ordering::Relaxed);
+            if job % 3 == 0 {
+                let grant = again(|| store.grant("default", job)).expect("it was granted");
+                again(|| store.close_grant(&grant));
+                again(|| store.release_grant(&grant));
+            }
+            return;
+        }
+    }
+}
+
+/// Until the database answers.
+fn again<T>(call: impl Fn() -> bwvisu_runner::error::Result<T>) -> T {
+    let begin = Instant::now();
+    loop {
+        match call() {
+            Ok(done) => return done,
+            Err(error) => assert!(begin.elapsed() < Duration::from_secs(30), "{error}"),
+        }
+    }
+}
+
+/// Every grant's ports are its own, on its gateway and on its nodes, and the ledgers say the same.
+fn check(store: &Store) -> usize {
+    let grants = store.grants("default").unwrap();
+    let (mut external, mut internal) = (BTreeSet::new(), BTreeSet::new());
+    let mut loads: BTreeMap<&str, u32> = BTreeMap::new();
+    for grant in &grants {
+        *loads.entry(&grant.gateway).or_default() += grant.ports();
+        for (inside, outside) in grant.spans.iter().flat_map(|span| span.pairs()) {
+            assert!(external.insert((&grant.gateway, outside)), "port {outside} of {} twice", grant.gateway);
+            for node in &grant.nodes {
+                assert!(internal.insert((node, inside)), "port {inside} of {node} twice");
+            }
+        }
+    }
+    for (gateway, load) in GATEWAYS.iter().zip(store.loads("default", &GATEWAYS).unwrap()) {
+        assert_eq!(loads.get(gateway).copied().unwrap_or(0), load, "{gateway}");
+        let blocks = store.gateway_blocks("default", gateway).unwrap();
+        let listed: BTreeSet<u64> = blocks.values().flat_map(|block| &block.forwardings).map(|f| f.job).collect();
+        let granted: BTreeSet<u64> = grants.iter().filter(|g| g.gateway == *gateway).map(|g| g.job).collect();
+        assert_eq!(listed, granted, "{gateway}: the ledger names just the jobs that have a grant");
+    }
+    grants.len()
+}
+
+fn throng(servers: usize) {
+    if !etcd_is_there() {
+        return;
+    }
+    let mut cluster = EtcdCluster::start();
+    let stores: Vec<Store> = (0..servers).map(|_| Store::new(Box::new(cluster.client()))).collect();
+    let (next, over, figures) = (AtomicU64::new(0), AtomicBool::new(false), Figures::default());
+    let begin = Instant::now();
+    thread::scope(|scope| {
+        let workers: Vec<_> = (0..THREADS * servers)
+            .map(|thread| {
+                let (store, next, figures) = (&stores[thread % servers], &next, &figures);
+                scope.spawn(move || {
+                    while let job @ 1..=JOBS = next.fetch_add(1, Ordering::SeqCst) + 1 {
+                        journey(store, job, figures);
+                    }
+                })
+            })
+            .collect();
+        let leader = cluster.leader();
+        let member = &mut cluster.members[leader];
+        let over = &over;
+        scope.spawn(move || {
+            thread::sleep(Duration::from_millis(300));
+            member.kill();
+            thread::sleep(Duration::from_secs(1));
+            assert!(member.start_again());
+            assert!(!over.load(Ordering::SeqCst), "all was over before the member was back: nothing was proved");
+        });
+        workers.into_iter().for_each(|worker| worker.join().unwrap());
+        over.store(true, Ordering::SeqCst);
+    });
+    let time = begin.elapsed();
+    let left = check(&stores[0]);
+    let [granted, refused, failed] = [&figures.granted, &figures.refused, &figures.failed].map(|n| n.load(Ordering::SeqCst));
+    let longest = *figures.longest.lock().unwrap();
+    let rate = (granted + refused) as f64 / time.as_secs_f64();
+    println!(
+        "{servers} servers: {granted} jobs granted, {left} still hold, {refused} claims refused, {failed} failed, longest {longest:?}, \
+         {rate:.0} claims/s over {time:?}"
+    );
+    // Every third gives its ports back.
+    assert_eq!((granted, left as u64), (JOBS, JOBS - JOBS / 3));
+    assert!(refused > 0, "nobody ever asked for what another had");
+}
+
+#[test]
+fn two_keyhole_servers_and_a_thousand_jobs_share_no_port_while_etcds_leader_dies() {
+    throng(2);
+}
+
+#[test]
+fn three_keyhole_servers_and_a_thousand_jobs_share_no_port_while_etcds_leader_dies() {
+    throng(3);
+}
