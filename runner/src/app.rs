@@ -155,7 +155,12 @@ impl Runner {
         thread::scope(|scope| {
             let servers = self.api.iter().map(|(_, server)| server).chain(&self.keyhole);
             servers.for_each(|server| drop(scope.spawn(|| server.stop(STOP_WITHIN))));
+            // Meanwhile: other programs wait for the leads.
+            self.stop_watchers();
         });
+    }
+
+    fn stop_watchers(&self) {
         let watchers = std::mem::take(&mut *lock(&self.watchers));
         let deadline = Instant::now() + WATCHERS_STOP_WITHIN;
         while watchers.iter().any(|watcher| !watcher.is_finished()) && Instant::now() < deadline {

@@ -6,12 +6,12 @@ use std::time::{Duration, Instant};
 use bwvisu_runner::domain::job::Job;
 use bwvisu_runner::error::ErrorKind;
 use bwvisu_runner::store::etcd::{Etcd, EtcdConfig};
-use bwvisu_runner::store::{Backend, Change, Store};
+use bwvisu_runner::store::{Backend, Change, Created, RepeatKey, Store};
 
 use crate::contract::{claim, put, read, value};
 use crate::proxy::{Net, Proxy};
 use crate::server::{EtcdServer, Kind, etcd_is_there};
-use crate::throng::grant;
+use crate::throng::{grant, ports};
 
 const SHORT: Duration = Duration::from_secs(2);
 
@@ -102,22 +102,26 @@ fn the_verbs_are_repeated_after_a_lost_answer_without_harm() {
     let store = Store::new(Box::new(behind(&net, &server)));
     let job = |id| Job { id, cluster: "default".into(), name: MARK.into(), ..Job::default() };
 
-    // A job whose number nobody was told: it is there, and will be found to have no scheduler's id; the next try gets its own.
+    // A job whose number nobody was told: it is there, and will be found to have no scheduler's id. The same key finds it; without a
+    // key the next try gets its own.
+    let key = RepeatKey { key: "digest of the key", body: "digest of the body", instead_of: None };
+    let create = |key| store.create_job(("default", "alice"), key, 9, job);
     net.lose_answers_to(MARK, u64::MAX);
-    assert_eq!(store.create_job(job).unwrap_err().kind, ErrorKind::Unknown);
+    assert_eq!(create(Some(key)).unwrap_err().kind, ErrorKind::Unknown);
     assert_eq!(store.job(&["default"], 1).unwrap().map(|job| job.scheduler_job_id), Some(None));
     net.lose_answers_to(MARK, 0);
-    assert_eq!(store.create_job(job).unwrap().id, 2);
+    assert!(matches!(create(Some(key)).unwrap(), Created::Before(before) if before.job == 1));
+    assert!(matches!(create(None).unwrap(), Created::New(job) if job.id == 2));
 
     // A change of a job: the repetition finds it made, and writes nothing.
     let accept = |job: &mut Job| job.scheduler_job_id = Some(MARK.into());
     net.lose_answers_to(MARK, u64::MAX);
-    assert_eq!(store.update_job("default", 2, accept).unwrap_err().kind, ErrorKind::Unknown);
+    assert_eq!(store.update_job("default", 2, "test", accept).unwrap_err().kind, ErrorKind::Unknown);
     net.lose_answers_to(MARK, 0);
     let direct = server.client();
     let version = || read(&direct, "clusters/default/jobs/2").unwrap().version;
     let before = version();
-    let now = store.update_job("default", 2, accept).unwrap().unwrap();
+    let now = store.update_job("default", 2, "test", accept).unwrap().unwrap();
     assert_eq!((now.scheduler_job_id.as_deref(), version()), (Some(MARK), before));
 
     // A claim: the repetition is refused, since the job has its grant, which carries the request's own nonce; no port is taken twice.
@@ -127,14 +131,17 @@ fn the_verbs_are_repeated_after_a_lost_answer_without_harm() {
     net.lose_answers_to(MARK, 0);
     assert!(!store.claim(&wanted).unwrap());
     assert_eq!(store.grant("default", 2).unwrap().as_ref(), Some(&wanted));
-    assert_eq!(store.loads("default", &["10.0.0.1"]).unwrap(), [wanted.ports()]);
+    assert_eq!(ports(&store, "10.0.0.1"), wanted.ports());
     // With one answer lost, nobody notices.
     net.lose_answers_to(MARK, 1);
     let other = grant(1, "10.0.0.1", 51000, &["c0"], MARK);
     assert!(store.claim(&other).unwrap());
+    // So it is with an end: what has ended already ends no second time, and its ports are free.
+    net.lose_answers_to("\"since\"", 1);
     for grant in [&wanted, &other] {
-        store.close_grant(grant).unwrap();
-        store.release_grant(grant).unwrap();
+        let closing = store.close_grant(grant).unwrap().unwrap();
+        assert_eq!(store.close_grant(grant).unwrap(), None);
+        (0..2).for_each(|_| store.release(&closing).unwrap());
     }
-    assert_eq!(store.loads("default", &["10.0.0.1"]).unwrap(), [0]);
+    assert_eq!(ports(&store, "10.0.0.1"), 0);
 }
