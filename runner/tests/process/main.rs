@@ -7,10 +7,13 @@
 mod api;
 mod cluster;
 mod commands;
+mod descriptors;
 mod inputs;
+mod reload;
 mod restart;
 mod secrets;
 mod slurm;
 mod slurm_watch;
 mod starting;
+mod stopping;
 mod world;

@@ -148,15 +148,35 @@ impl Bench {
         fs::set_permissions(self.path(name), Permissions::from_mode(mode)).unwrap();
     }
 
+    /// Writes the configuration down.
+    pub fn save(&self) {
+        self.write("config.json", &self.config.to_string(), 0o644);
+    }
+
     /// The program, with this configuration.
     pub fn command(&self) -> Command {
-        self.write("config.json", &self.config.to_string(), 0o644);
+        self.save();
         let mut command = Command::new(PROGRAM);
         for name in ["CREDENTIALS_DIRECTORY", "JOURNAL_STREAM", "RUST_LOG", "BWVISU_API_URL", "BWVISU_API_PASSWORD"] {
             command.env_remove(name);
         }
         command.arg("--config").arg(self.path("config.json"));
         command.env("BWVISU_INSTALL_DIR", self.path("install")).envs(self.environment.iter().cloned());
+        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        command
+    }
+
+    /// The same, after a line of shell that changes what it starts with.
+    pub fn command_after(&self, line: &str) -> Command {
+        let plain = self.command();
+        let mut command = Command::new("sh");
+        command.arg("-c").arg(format!("{line} && exec \"$@\"")).arg("sh").arg(plain.get_program()).args(plain.get_args());
+        for (name, value) in plain.get_envs() {
+            match value {
+                Some(value) => command.env(name, value),
+                None => command.env_remove(name),
+            };
+        }
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
         command
     }
@@ -172,8 +192,15 @@ impl Bench {
     }
 
     pub fn serve_with(&self, words: &[&str]) -> Served {
-        let child = self.command().arg("serve").args(words).spawn().unwrap();
-        let certificate = (self.config["api-plain-http"] != true).then(|| self.path("state/tls/certificate.pem"));
+        self.serve_as(self.command().arg("serve").args(words))
+    }
+
+    /// What `command` starts.
+    pub fn serve_as(&self, command: &mut Command) -> Served {
+        let child = command.spawn().unwrap();
+        let own = self.path("state/tls/certificate.pem");
+        let configured = self.config["api-tls"]["certificate"].as_str().map_or(own, PathBuf::from);
+        let certificate = (self.config["api-plain-http"] != true).then_some(configured);
         Served::attach(child, certificate.as_deref())
     }
 
@@ -340,6 +367,25 @@ impl Served {
 
     pub fn signal(&self, name: &str) {
         assert!(Command::new("kill").args([name, &self.pid().to_string()]).status().unwrap().success());
+    }
+
+    /// Sends SIGHUP, and waits for what it says then.
+    pub fn reload(&self) -> String {
+        let said = || self.log().lines().filter(|line| line.contains("SIGHUP: ")).map(str::to_owned).collect::<Vec<_>>();
+        let before = said().len();
+        self.signal("-HUP");
+        until("the configuration is read again", || said().get(before).cloned(), || self.log())
+    }
+
+    /// How many entries `/proc` shows for it: of threads (`task`), of open files (`fd`).
+    pub fn count(&self, what: &str) -> usize {
+        fs::read_dir(format!("/proc/{}/{what}", self.pid())).unwrap().count()
+    }
+
+    /// Waits for its end; its exit code and how long that took.
+    pub fn wait(mut self) -> (Option<i32>, Duration) {
+        let begin = Instant::now();
+        (self.child.wait().unwrap().code(), begin.elapsed())
     }
 
     /// Ends it with SIGTERM; its exit code and how long that took.
