@@ -10,7 +10,7 @@ const MOST_HEADERS: usize = 64;
 
 /// The headers that handlers have a use for, and those that begin with `OURS`; no other passes the guard. So a client
 /// cannot set the two below, nor any header about the connection.
-const PASSED: [&str; 5] = ["accept", "authorization", "content-type", "host", "user-agent"];
+const PASSED: [&str; 6] = ["accept", "authorization", "content-type", "host", "idempotency-key", "user-agent"];
 const OURS: &str = "keyhole-";
 
 /// Set by the guard alone: the client's address.

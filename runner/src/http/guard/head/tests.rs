@@ -11,9 +11,10 @@ fn status(head: &str) -> u16 {
 #[test]
 fn a_plain_request_is_understood() {
     let bytes = b"POST /jobs?x=1 HTTP/1.1\r\nHOST: a.example:4242\r\nContent-Length: 12\r\nAuthorization: Basic eDp5\r\n\
-        Connection: keep-alive\r\nKeyhole-Signature:  ab \r\nGuard-Peer: 6.6.6.6\r\nTE: chunked\r\nCookie: a=b\r\n\r\n";
+        Connection: keep-alive\r\nKeyhole-Signature:  ab \r\nIdempotency-Key: k1\r\nGuard-Peer: 6.6.6.6\r\nTE: chunked\r\nCookie: a=b\r\n\r\n";
     let head = parse(bytes, MOST_BODY).unwrap();
-    let expected = [("host", "a.example:4242"), ("authorization", "Basic eDp5"), ("keyhole-signature", "ab")];
+    let expected =
+        [("host", "a.example:4242"), ("authorization", "Basic eDp5"), ("keyhole-signature", "ab"), ("idempotency-key", "k1")];
     assert_eq!((head.method.as_str(), head.target.as_str(), head.body_length), ("POST", "/jobs?x=1", 12));
     assert_eq!(head.headers, expected.map(|(name, value)| (name.to_owned(), value.to_owned())));
     assert!(head.keep_alive && !head.expects_continue);
