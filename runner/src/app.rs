@@ -335,7 +335,8 @@ pub fn open_store(config: &StoreConfig) -> Result<Box<dyn crate::store::Backend>
     })
 }
 
-fn prepare_folders(config: &Config) -> Result<()> {
+/// The folders that everything else stands on.
+pub fn prepare_folders(config: &Config) -> Result<()> {
     make_private(&config.state_dir)?;
     check_own(&config.state_dir)?;
     make_private(&config.state_dir.join("ssh"))?;

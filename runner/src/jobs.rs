@@ -5,6 +5,7 @@
 //!
 //! A front end that names its request (`Idempotency-Key`) may repeat it until it has an answer: all that it ever gets is one job.
 
+use crate::admin::Admin;
 use crate::cluster::Cluster;
 use crate::config::Limits;
 use crate::domain::batch_script::{Clients, KeyholeSetup, batch_script};
@@ -283,6 +284,11 @@ impl Jobs {
             log::warn!("job {id}: {error}");
             Error { message: format!("the cancellation is noted and will be repeated: {}", error.message), ..error }
         })
+    }
+
+    /// What admins ask for, on the same parts.
+    pub fn admin(&self) -> Admin {
+        Admin::new(Arc::clone(&self.store), self.clusters.clone())
     }
 
     /// Whether this user exists and may use the service.

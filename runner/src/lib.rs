@@ -13,7 +13,9 @@
 //! by argument. `ARCHITECTURE.md` has the map.
 #![forbid(unsafe_code)]
 
+pub mod admin;
 pub mod app;
+pub mod audit;
 pub mod cli;
 pub mod cluster;
 pub mod command;

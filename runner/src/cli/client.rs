@@ -145,7 +145,8 @@ pub struct ApiClient {
 }
 
 impl ApiClient {
-    fn new(named: Option<&Path>, args: &ApiArgs) -> Result<Self> {
+    /// The API that the arguments name, or the configuration.
+    pub fn new(named: Option<&Path>, args: &ApiArgs) -> Result<Self> {
         let config = config::load(named);
         let url = args.url.clone().or_else(|| env::var("BWVISU_API_URL").ok());
         let url = match (url, &config) {
@@ -218,6 +219,17 @@ impl ApiClient {
                 _ => thread::sleep(Duration::from_millis(500)),
             }
         }
+    }
+
+    /// A call without a body.
+    pub fn call(&self, method: &str, path: &str) -> Result<Value> {
+        let request = ureq::http::Request::builder()
+            .method(method)
+            .uri(format!("{}{path}", self.url))
+            .header("Authorization", &self.authorization)
+            .body(())
+            .map_err(|e| Error::bad_input(format!("{}{path}: {e}", self.url)))?;
+        self.read(self.agent.run(request))
     }
 
     fn get(&self, path: &str) -> Result<Value> {

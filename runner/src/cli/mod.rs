@@ -1,8 +1,10 @@
 //! The command line: one module per group of commands.
 
+pub mod audit;
 pub mod client;
 pub mod config;
 pub mod demo;
+pub mod gateway;
 pub mod hosts;
 pub mod logging;
 pub mod serve;
@@ -38,6 +40,8 @@ const EXAMPLES: &str = "Examples:
   bwvisu-runner serve --only keyhole,keyhole-watch run two of them; the others run elsewhere, on the same etcd
   bwvisu-runner template check                     are all templates right?
   bwvisu-runner submit --user alice --template template_vnc.txt expected_runtime_in_minutes=60 number_of_nodes=1 tasks_per_node=1
+  bwvisu-runner gateway drain 10.0.0.5             nothing new goes to this gateway
+  bwvisu-runner audit                              does everything fit together?
   bwvisu-runner wait 17                            until users can connect to job 17";
 
 #[derive(Subcommand)]
@@ -55,6 +59,11 @@ enum Command {
     /// Look at batch script templates
     #[command(subcommand)]
     Template(template::TemplateCommand),
+    /// Look at gateways, drain them
+    #[command(subcommand)]
+    Gateway(gateway::GatewayCommand),
+    /// Compare store, scheduler and gateways, and print every disagreement (exit code 1)
+    Audit(audit::AuditArgs),
     /// Submit a job through the API
     Submit(client::SubmitArgs),
     /// List the jobs that are not finished
@@ -90,6 +99,8 @@ pub fn main() -> ExitCode {
         Command::Config(command) => config::run(named, &command),
         Command::Hosts(command) => hosts::run(named, &command),
         Command::Template(command) => template::run(named, &command),
+        Command::Gateway(command) => gateway::run(named, &command),
+        Command::Audit(args) => audit::run(named, &args),
         Command::Submit(args) => client::submit(named, &args),
         Command::List(args) => client::list(named, &args),
         Command::Show(args) => client::show(named, &args),

@@ -64,10 +64,11 @@ impl Api {
             ("GET", ["jobs", id]) => Ok(Response::json(200, &job_object(&self.jobs.get().describe(parse_job_id(id)?)?))),
             ("DELETE", ["jobs", id]) => self.cancel(id),
             ("GET", ["cluster", "check-user", name]) => self.check_user(name),
+            (_, ["cluster", rest @ ("gateways" | "audit"), ..]) => self.admin(request, &path[1..], rest),
             (_, ["jobs"]) => Ok(method_not_allowed("GET, POST")),
             (_, ["jobs", _]) => Ok(method_not_allowed("GET, DELETE")),
             (_, ["cluster", "check-user", _]) => Ok(method_not_allowed("GET")),
-            _ => Err(Error::not_found("no such page; there are /jobs, /jobs/<id> and /cluster/check-user/<name>")),
+            _ => Err(Error::not_found("no such page; there are /jobs, /jobs/<id>, /cluster/check-user/<name>, /cluster/gateways and /cluster/audit")),
         }
     }
 
@@ -92,6 +93,12 @@ impl Api {
         let _slot = self.slots.take()?;
         self.jobs.get().cancel(id)?;
         Ok(Response::json(200, &json!({"response": "job cancelled"})))
+    }
+
+    fn admin(&self, request: &Request, path: &[&str], what: &str) -> Result<Response> {
+        // An audit asks other machines; the gateways' condition is in the database.
+        let _slot = (what == "audit").then(|| self.slots.take()).transpose()?;
+        super::admin::handle(&self.jobs.get().admin(), request, path)
     }
 
     fn check_user(&self, name: &str) -> Result<Response> {

@@ -3,6 +3,7 @@
 //! [`jobs`] is what front ends speak to, [`keyhole`] what running jobs speak to; each is one `match`. [`guard`] lets nothing but whole,
 //! valid requests through, within limits; [`backend`] is the only place that names the HTTP server behind it.
 
+pub mod admin;
 pub mod backend;
 pub mod credentials;
 pub mod guard;

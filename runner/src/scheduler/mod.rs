@@ -38,4 +38,8 @@ pub trait Scheduler: Send + Sync {
 
     /// The account behind a name or a number that [`crate::domain::user::check_user_name`] has passed, if there is one.
     fn user(&self, name: &str) -> Result<Option<User>>;
+
+    /// The names of all jobs that it shows and that begin with `prefix`, whoever owns them: names are chosen by strangers, so they are
+    /// a hint and no proof.
+    fn names(&self, prefix: &str) -> Result<Vec<String>>;
 }

@@ -156,6 +156,12 @@ impl Scheduler for Slurm {
         self.on_first("exec sh", squeue_script(names).as_bytes(), LOOK_LIMIT, judge_squeue)
     }
 
+    fn names(&self, prefix: &str) -> Result<Vec<String>> {
+        let mut names = self.on_first("exec sh", NAMES_SCRIPT.as_bytes(), LOOK_LIMIT, judge_names)?;
+        names.retain(|name| name.starts_with(prefix));
+        Ok(names)
+    }
+
     fn user(&self, name: &str) -> Result<Option<User>> {
         let mut users = self.users.lock().unwrap_or_else(PoisonError::into_inner);
         users.retain(|_, (since, _)| since.elapsed() < USER_CACHE);
@@ -280,7 +286,21 @@ fn squeue_script(names: &[String]) -> String {
     script + "echo " + END + "\n"
 }
 
+/// A name may hold a newline, and then looks like two: callers take names for hints.
+const NAMES_SCRIPT: &str = "set -e\nexport LC_ALL=C\necho bwvisu-begin\n\
+                            sudo -n squeue --noheader --states=all --Format=Name:0 </dev/null\necho bwvisu-end\n";
+
+fn judge_names(output: &Output) -> Result<Vec<String>> {
+    Ok(answered_lines(output)?.into_iter().map(|name| name.trim_end().to_owned()).collect())
+}
+
 pub(crate) fn judge_squeue(output: &Output) -> Result<Vec<Seen>> {
+    let seen = answered_lines(output)?.into_iter().map(parse_line).collect::<Option<_>>();
+    seen.ok_or_else(|| Error::unavailable("squeue: a line of its answer cannot be read"))
+}
+
+/// The lines of a complete answer.
+fn answered_lines(output: &Output) -> Result<Vec<&str>> {
     // A squeue that failed is the node's fault until every node has failed.
     // A login shell may have had something to say before.
     let mut lines: Vec<&str> = output.stdout.lines().skip_while(|line| *line != BEGIN).collect();
@@ -288,12 +308,8 @@ pub(crate) fn judge_squeue(output: &Output) -> Result<Vec<Seen>> {
     if !complete {
         return Err(Error::unavailable(format!("squeue: no complete answer: {}", output.complaint())));
     }
-    lines
-        .into_iter()
-        .skip(1)
-        .map(parse_line)
-        .collect::<Option<_>>()
-        .ok_or_else(|| Error::unavailable("squeue: a line of its answer cannot be read"))
+    lines.remove(0);
+    Ok(lines)
 }
 
 /// One line of `squeue`, or nothing if it is not one that we asked for.

@@ -200,6 +200,11 @@ impl Store {
         Ok(jobs)
     }
 
+    /// All finished jobs of a cluster that are still kept.
+    pub fn finished_jobs(&self, cluster: &str) -> Result<Vec<Job>> {
+        self.scan(&keys::all_finished(cluster))
+    }
+
     /// Changes an unfinished job, however many others change it at the same time; `change` may be called repeatedly. Returns the job as it is
     /// now, or nothing if there is no such unfinished job. A job that `change` has finished moves to the finished ones. Nothing is
     /// written when nothing changes.
@@ -250,6 +255,11 @@ impl Store {
             self.commit("sweep", &Change { delete: chunk.to_vec(), ..Change::default() })?;
         }
         Ok(keys.len())
+    }
+
+    /// The same, if any job was ever submitted.
+    pub fn installation_known(&self) -> Result<Option<String>> {
+        Ok(self.read::<Installation>(keys::INSTALLATION)?.0.map(|found| found.id))
     }
 
     /// Four hex digits that stand in the names of all this installation's jobs, drawn by `draw` when there are none yet.

@@ -203,6 +203,15 @@ impl Scheduler for Local {
         Ok(folders.iter().map(|folder| self.show(folder, names)).collect::<Result<Vec<_>>>()?.into_iter().flatten().collect())
     }
 
+    fn names(&self, prefix: &str) -> Result<Vec<String>> {
+        let mut names = Vec::new();
+        for folder in self.spool.folders()? {
+            names.extend(look_past_damage(&folder)?.map(|(request, _)| request.name));
+        }
+        names.retain(|name| name.starts_with(prefix));
+        Ok(names)
+    }
+
     fn user(&self, name: &str) -> Result<Option<User>> {
         let account = account::find(name)?;
         Ok(account.map(|account| User { groups: account::groups(&account.user.name), ..account.user }))

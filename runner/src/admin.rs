@@ -1,0 +1,95 @@
+//! What admins ask for: the gateways' condition, drains, audits.
+
+use crate::audit::{self, Report};
+use crate::cluster::Cluster;
+use crate::error::{Error, Result};
+use crate::store::Store;
+use jiff::Timestamp;
+use serde::Serialize;
+use std::sync::Arc;
+
+/// The verbs.
+pub struct Admin {
+    store: Arc<Store>,
+    clusters: Vec<Arc<Cluster>>,
+}
+
+/// A gateway as admins see it.
+#[derive(Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct GatewayState {
+    /// The cluster that it belongs to.
+    pub cluster: String,
+    /// Its internal address.
+    pub address: String,
+    /// The address that users connect to; nothing for a gateway that is no longer configured.
+    pub external_ip: Option<String>,
+    /// How many external ports are taken on it, those that are still to be taken back among them.
+    pub ports: u32,
+    /// Why nothing new goes there; nothing when it is open.
+    pub drained: Option<&'static str>,
+    /// Since when the watcher has no answer from it.
+    pub silent_since: Option<Timestamp>,
+    /// What the watcher was told instead.
+    pub reason: Option<String>,
+    /// How many jobs' rules are still to be removed from it.
+    pub closing: usize,
+}
+
+impl Admin {
+    /// The verbs on these parts.
+    pub fn new(store: Arc<Store>, clusters: Vec<Arc<Cluster>>) -> Self {
+        Self { store, clusters }
+    }
+
+    /// All gateways: the configured ones, and those that records still speak of.
+    pub fn gateways(&self) -> Result<Vec<GatewayState>> {
+        let mut all = Vec::new();
+        for cluster in &self.clusters {
+            let mut addresses: Vec<String> = cluster.gateways.iter().map(|gateway| gateway.address().to_owned()).collect();
+            let known = self.store.known_gateways(&cluster.name)?;
+            addresses.extend(known.into_iter().filter(|known| cluster.gateway(known).is_none()));
+            for address in addresses {
+                all.push(self.gateway(cluster, &address)?);
+            }
+        }
+        Ok(all)
+    }
+
+    fn gateway(&self, cluster: &Cluster, address: &str) -> Result<GatewayState> {
+        let condition = self.store.conditions(&cluster.name, &[address])?.pop().unwrap_or_default();
+        let drained = match (cluster.drained_by_config.contains(address), condition.drained) {
+            (true, _) => Some("by the configuration"),
+            (false, Some(_)) => Some("by an admin"),
+            (false, None) => None,
+        };
+        Ok(GatewayState {
+            cluster: cluster.name.clone(),
+            address: address.to_owned(),
+            external_ip: cluster.gateway(address).map(|gateway| gateway.external_ip().to_owned()),
+            ports: condition.ports,
+            drained,
+            silent_since: condition.silence.as_ref().map(|silence| silence.since),
+            reason: condition.silence.map(|silence| silence.reason),
+            closing: self.store.closings(&cluster.name, address)?.len(),
+        })
+    }
+
+    /// Keeps a gateway free of new forwardings (those that are there stay until their jobs end), or opens it again.
+    pub fn drain(&self, address: &str, drained: bool) -> Result<GatewayState> {
+        let found = self.clusters.iter().find(|cluster| cluster.gateway(address).is_some());
+        let cluster = found.ok_or_else(|| Error::not_found(format!("no gateway {address} is configured")))?;
+        if !drained && cluster.drained_by_config.contains(address) {
+            let words = format!("gateway {address} is drained by the configuration; change it there, and reload");
+            return Err(Error::conflict(words));
+        }
+        self.store.set_drain(&cluster.name, address, drained)?;
+        log::info!("gateway {address}: {}", if drained { "drained: nothing new goes there" } else { "open again" });
+        self.gateway(cluster, address)
+    }
+
+    /// Compares store, scheduler and gateways; with `mend` it first does what the watchers would.
+    pub fn audit(&self, mend: bool) -> Result<Report> {
+        audit::audit(&self.store, &self.clusters, mend)
+    }
+}

@@ -1,0 +1,220 @@
+//! The rules that everything must keep, each as a function from a view to what breaks it.
+
+use super::{Disagreement, GatewayView, View};
+use crate::domain::grant::{Forwarding, Grant, GrantState};
+use crate::domain::job::{Job, Phase, Seen, State};
+use crate::domain::ports::{PortRange, Span};
+use crate::gateway::{Installed, Rule};
+use crate::keyhole::{keeps_ports, rules};
+use jiff::SignedDuration;
+use std::collections::{BTreeMap, BTreeSet};
+
+/// So long a submission may be under way.
+const SUBMISSION_LIMIT: SignedDuration = SignedDuration::from_secs(180);
+
+/// All that breaks a rule.
+pub fn compare(view: &View) -> Vec<Disagreement> {
+    let mut found = Vec::new();
+    let mut add = |kind, what| found.push(Disagreement { kind, what });
+    submissions(view, &mut add);
+    scheduler(view, &mut add);
+    grants(view, &mut add);
+    owners(view, &mut add);
+    nodes(view, &mut add);
+    for (address, gateway) in &view.gateways {
+        ledger(view, address, gateway, &mut add);
+        installed(view, address, gateway, &mut add);
+    }
+    found.sort();
+    found.dedup();
+    found
+}
+
+/// A job without the scheduler's id is being submitted, and that ends.
+fn submissions(view: &View, add: &mut impl FnMut(&'static str, String)) {
+    for job in view.jobs.iter().filter(|job| job.scheduler_job_id.is_none() && !job.cancel_requested) {
+        if job.submitted_at.is_none_or(|at| view.now.duration_since(at) > SUBMISSION_LIMIT) {
+            add("submission-open", format!("job {}: it is not known whether the scheduler has it", job.id));
+        }
+    }
+}
+
+/// What the scheduler has and what the records say.
+fn scheduler(view: &View, add: &mut impl FnMut(&'static str, String)) {
+    let Some(seen) = &view.seen else { return };
+    for job in view.jobs.iter().filter(|job| job.scheduler_job_id.is_some()) {
+        if !seen.iter().any(|seen| job.is(seen)) {
+            add("job-without-scheduler-job", format!("job {}: the scheduler does not show {}", job.id, job.name));
+        }
+    }
+    let known = |name: &String| view.jobs.iter().chain(&view.finished).any(|job| job.name == *name);
+    for name in view.names.iter().filter(|name| !known(name)) {
+        add("unknown-scheduler-job", format!("the scheduler has {name}, which the store does not know"));
+    }
+    let alive = |seen: &&Seen| matches!(seen.phase, Phase::Waiting | Phase::Running);
+    for job in &view.finished {
+        for seen in seen.iter().filter(alive).filter(|seen| seen.name == job.name && seen.user == job.user) {
+            add(
+                "finished-but-alive",
+                format!("job {} is finished, and the scheduler's {} is not", job.id, seen.scheduler_job_id),
+            );
+        }
+    }
+    twice(view, seen, add);
+}
+
+/// One name, one job.
+fn twice(view: &View, seen: &[Seen], add: &mut impl FnMut(&'static str, String)) {
+    for job in view.jobs.iter().chain(&view.finished) {
+        let ids: BTreeSet<&str> = seen
+            .iter()
+            .filter(|seen| seen.name == job.name && seen.user == job.user)
+            .map(|seen| seen.scheduler_job_id.as_str())
+            .collect();
+        if ids.len() > 1 {
+            add("submitted-twice", format!("job {}: the scheduler has it as {ids:?}", job.id));
+        }
+    }
+}
+
+/// Who has ports, and who says so.
+fn grants(view: &View, add: &mut impl FnMut(&'static str, String)) {
+    let job = |id: u64| view.jobs.iter().find(|job| job.id == id);
+    for grant in &view.grants {
+        if !keeps_ports(job(grant.job)) {
+            add("grant-without-job", format!("job {} does not run, and has ports on {}", grant.job, grant.gateway));
+        }
+        if grant.state == GrantState::Moving {
+            add("move-open", format!("job {}: its forwardings are on their way to {}", grant.job, grant.gateway));
+        }
+    }
+    for job in view.jobs.iter().filter(|job| job.state == State::Available) {
+        let active = |grant: &&Grant| grant.job == job.id && grant.state == GrantState::Active;
+        if !view.grants.iter().any(|grant| active(&grant)) {
+            add("available-without-grant", format!("job {} is available, and has no ports", job.id));
+        }
+    }
+}
+
+/// The lists that jobs per user are counted by. Jobs of version 1 are in none.
+fn owners(view: &View, add: &mut impl FnMut(&'static str, String)) {
+    for owner in &view.owners {
+        for id in owner.jobs.iter().filter(|id| !view.jobs.iter().any(|job| job.id == **id)) {
+            add("owner-of-no-job", format!("user {} is counted as the owner of job {id}, which is not unfinished", owner.user));
+        }
+    }
+    let counted = |job: &Job| view.owners.iter().any(|owner| owner.user == job.user && owner.jobs.contains(&job.id));
+    for job in view.jobs.iter().filter(|job| job.version > 1 && !counted(job)) {
+        add("job-without-owner", format!("job {} is not counted among the jobs of user {}", job.id, job.user));
+    }
+}
+
+/// The ledger of internal ports: each is taken by one job, and every taken one has a reason.
+fn nodes(view: &View, add: &mut impl FnMut(&'static str, String)) {
+    let mut reasons: BTreeMap<(&str, u64), Vec<PortRange>> = BTreeMap::new();
+    let granted = view.grants.iter().map(|grant| (grant.job, &grant.nodes, &grant.spans));
+    let closing = view.gateways.values().flat_map(|gateway| &gateway.closings);
+    let closing = closing.map(|closing| (closing.job, &closing.nodes, &closing.spans));
+    for (job, nodes, spans) in granted.chain(closing) {
+        for node in nodes {
+            reasons.entry((node, job)).or_default().extend(spans.iter().map(|span| span.internal_range()));
+        }
+    }
+    let mut missing: BTreeSet<(&str, u64)> = reasons.keys().copied().collect();
+    for (node, taken) in view.buckets.iter().flat_map(|bucket| &bucket.nodes) {
+        overlaps(taken.iter().map(|entry| (entry.job, entry.ports)), &mut |what| {
+            add("node-port-twice", format!("node {node}: {what}"));
+        });
+        for entry in taken {
+            let reason = reasons.get(&(node.as_str(), entry.job));
+            missing.remove(&(node.as_str(), entry.job));
+            if !reason.is_some_and(|ranges| ranges.iter().any(|range| range.contains(entry.ports.lo))) {
+                add(
+                    "node-port-without-grant",
+                    format!("node {node}: {} is taken for job {}, which has it not", entry.ports, entry.job),
+                );
+            }
+        }
+    }
+    for (node, job) in missing {
+        add("grant-without-node-port", format!("job {job}: its ports are not taken on node {node}"));
+    }
+}
+
+fn overlaps(ranges: impl Iterator<Item = (u64, PortRange)>, found: &mut impl FnMut(String)) {
+    let mut ranges: Vec<_> = ranges.collect();
+    ranges.sort_by_key(|(_, range)| *range);
+    for pair in ranges.windows(2) {
+        let ((one, first), (other, second)) = (pair[0], pair[1]);
+        if second.lo <= first.hi {
+            found(format!("{first} of job {one} and {second} of job {other} overlap"));
+        }
+    }
+}
+
+/// The ledger of a gateway's external ports: each is taken once, for a grant or until its rule is gone, and all are counted.
+fn ledger(view: &View, address: &str, gateway: &GatewayView, add: &mut impl FnMut(&'static str, String)) {
+    let forwardings: Vec<&Forwarding> = gateway.blocks.values().flat_map(|block| &block.forwardings).collect();
+    overlaps(forwardings.iter().map(|f| (f.job, f.span.external_range())), &mut |what| {
+        add("port-twice", format!("gateway {address}: {what}"));
+    });
+    let granted = view.grants.iter().filter(|grant| grant.gateway == address && grant.state != GrantState::Closing);
+    let granted: BTreeSet<(u64, Span)> = granted.flat_map(|grant| grant.spans.iter().map(|span| (grant.job, *span))).collect();
+    let closing: BTreeSet<(u64, Span)> =
+        gateway.closings.iter().flat_map(|closing| closing.spans.iter().map(|span| (closing.job, *span))).collect();
+    for forwarding in &forwardings {
+        let reasons = if forwarding.closing { &closing } else { &granted };
+        if !reasons.contains(&(forwarding.job, forwarding.span)) {
+            add("forwarding-without-grant", format!("gateway {address}: {} for job {}", range(forwarding.span), forwarding.job));
+        }
+    }
+    let there: BTreeSet<(u64, Span)> = forwardings.iter().map(|f| (f.job, f.span)).collect();
+    for (job, span) in granted.union(&closing).filter(|wanted| !there.contains(wanted)) {
+        add("grant-without-forwarding", format!("gateway {address}: job {job} should have {}", range(*span)));
+    }
+    let taken: u32 = forwardings.iter().map(|f| u32::from(f.span.count)).sum();
+    if taken != gateway.condition.ports {
+        add("load-wrong", format!("gateway {address}: {taken} ports are taken, and {} counted", gateway.condition.ports));
+    }
+}
+
+fn range(span: Span) -> PortRange {
+    span.external_range()
+}
+
+/// The rules themselves. What is silent or not configured says nothing.
+fn installed(view: &View, address: &str, gateway: &GatewayView, add: &mut impl FnMut(&'static str, String)) {
+    let (Some(before), Some(after)) = (&gateway.before, &gateway.after) else { return };
+    if !after.ready {
+        add("gateway-not-set-up", format!("gateway {address}: the chains around our rules are not there, or not complete"));
+    }
+    let Some(cluster) = view.grants.first().map(|grant| grant.cluster.clone()).or_else(|| any_cluster(gateway)) else {
+        return strays(address, &BTreeSet::new(), before, add);
+    };
+    let in_ledger: BTreeSet<Rule> = gateway.blocks.values().flat_map(|block| rules(&cluster, &block.forwardings)).collect();
+    let known = gateway.blocks.values().flat_map(|block| &block.forwardings);
+    let known: BTreeSet<(u64, Span)> = known.map(|f| (f.job, f.span)).collect();
+    strays(address, &known, before, add);
+    let active: BTreeSet<u64> =
+        view.grants.iter().filter(|g| g.state == GrantState::Active && g.gateway == address).map(|g| g.job).collect();
+    let there: BTreeSet<&Rule> = after.blocks.values().flatten().collect();
+    for rule in in_ledger.iter().filter(|rule| active.contains(&rule.job) && !there.contains(rule)) {
+        add(
+            "rule-missing",
+            format!("gateway {address}: {} of job {} is not forwarded to {}", range(rule.span), rule.job, rule.target),
+        );
+    }
+    for closing in &gateway.closings {
+        add("rule-to-remove", format!("gateway {address}: the ports of job {} are still to be taken back", closing.job));
+    }
+}
+
+fn any_cluster(gateway: &GatewayView) -> Option<String> {
+    gateway.blocks.values().next().map(|block| block.cluster.clone())
+}
+
+fn strays(address: &str, known: &BTreeSet<(u64, Span)>, before: &Installed, add: &mut impl FnMut(&'static str, String)) {
+    for rule in before.blocks.values().flatten().filter(|rule| !known.contains(&(rule.job, rule.span))) {
+        add("rule-without-job", format!("gateway {address}: {} of job {} to {}", range(rule.span), rule.job, rule.target));
+    }
+}
