@@ -62,9 +62,9 @@ fn table(gateways: &[Value]) {
 }
 
 fn condition(gateway: &Value) -> String {
-    let silent = gateway["silent-since"].as_str().map(|since| {
-        format!("silent since {since}: {}", gateway["reason"].as_str().unwrap_or_default())
-    });
+    let silent = gateway["silent-since"]
+        .as_str()
+        .map(|since| format!("silent since {since}: {}", gateway["reason"].as_str().unwrap_or_default()));
     let drained = gateway["drained"].as_str().map(|by| format!("drained {by}"));
     let gone = gateway["external-ip"].is_null().then(|| "not configured".to_owned());
     let all: Vec<String> = [gone, drained, silent].into_iter().flatten().collect();

@@ -68,7 +68,9 @@ impl Api {
             (_, ["jobs"]) => Ok(method_not_allowed("GET, POST")),
             (_, ["jobs", _]) => Ok(method_not_allowed("GET, DELETE")),
             (_, ["cluster", "check-user", _]) => Ok(method_not_allowed("GET")),
-            _ => Err(Error::not_found("no such page; there are /jobs, /jobs/<id>, /cluster/check-user/<name>, /cluster/gateways and /cluster/audit")),
+            _ => Err(Error::not_found(
+                "no such page; there are /jobs, /jobs/<id>, /cluster/check-user/<name>, /cluster/gateways and /cluster/audit",
+            )),
         }
     }
 

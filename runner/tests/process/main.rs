@@ -4,11 +4,13 @@
 // All of this is test, also what stands outside of test functions.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
+mod admin;
 mod api;
 mod cluster;
 mod commands;
 mod descriptors;
 mod inputs;
+mod once;
 mod reload;
 mod restart;
 mod secrets;

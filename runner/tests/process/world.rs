@@ -336,6 +336,21 @@ impl Served {
         Answer::of(request.header("Authorization", basic("bwvisu-web", PASSWORD)).send(body))
     }
 
+    pub fn post_as(&self, key: &str, body: &Value) -> Answer {
+        self.post_text_as(key, &body.to_string())
+    }
+
+    /// The same request may be made again under its key.
+    pub fn post_text_as(&self, key: &str, body: &str) -> Answer {
+        let request = self.agent.post(format!("{}/jobs", self.url)).content_type("application/json");
+        Answer::of(request.header("Authorization", self.password()).header("Idempotency-Key", key).send(body))
+    }
+
+    /// The header's value.
+    pub fn password(&self) -> String {
+        basic("bwvisu-web", PASSWORD)
+    }
+
     /// What these bytes get on a connection of their own, all of it.
     pub fn raw(&self, bytes: &str) -> String {
         let mut stream = TcpStream::connect(&self.address).unwrap();
