@@ -185,7 +185,8 @@ fn range(span: Span) -> PortRange {
 /// The rules themselves. What is silent or not configured says nothing.
 fn installed(view: &View, address: &str, gateway: &GatewayView, add: &mut impl FnMut(&'static str, String)) {
     let (Some(before), Some(after)) = (&gateway.before, &gateway.after) else { return };
-    if !after.ready {
+    // A gateway that has never had anything to forward may wait for the watcher.
+    if !after.ready && !gateway.blocks.is_empty() {
         add("gateway-not-set-up", format!("gateway {address}: the chains around our rules are not there, or not complete"));
     }
     let Some(cluster) = view.grants.first().map(|grant| grant.cluster.clone()).or_else(|| any_cluster(gateway)) else {

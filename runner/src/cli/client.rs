@@ -223,13 +223,14 @@ impl ApiClient {
 
     /// A call without a body.
     pub fn call(&self, method: &str, path: &str) -> Result<Value> {
-        let request = ureq::http::Request::builder()
-            .method(method)
-            .uri(format!("{}{path}", self.url))
-            .header("Authorization", &self.authorization)
-            .body(())
-            .map_err(|e| Error::bad_input(format!("{}{path}: {e}", self.url)))?;
-        self.read(self.agent.run(request))
+        let url = format!("{}{path}", self.url);
+        let password = &self.authorization;
+        self.read(match method {
+            "POST" => self.agent.post(url).header("Authorization", password).send_empty(),
+            "PUT" => self.agent.put(url).header("Authorization", password).send_empty(),
+            "DELETE" => self.agent.delete(url).header("Authorization", password).call(),
+            _ => self.agent.get(url).header("Authorization", password).call(),
+        })
     }
 
     fn get(&self, path: &str) -> Result<Value> {

@@ -137,7 +137,7 @@ fn a_job_says_when_it_was_observed_and_that_it_is_stale_when_the_scheduler_is_no
     let served = cluster.bench.serve();
     let id = accepted(&served.post(&job("alice")));
     let (first, _) = until("it was observed", || Some(fresh(&served, &id)).filter(|(at, _)| at.is_string()), || served.log());
-    let later = || Some(fresh(&served, &id)).filter(|(at, _)| *at > first).map(|(_, stale)| stale);
+    let later = || Some(fresh(&served, &id)).filter(|(at, _)| at.as_str() > first.as_str()).map(|(_, stale)| stale);
     assert!(!until("it is observed again", later, || served.log()));
     let before = served.job(&id);
     cluster.play("refuse.squeue", "slurm_load_jobs error: Unable to contact slurm controller");
