@@ -23,6 +23,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::gateway::Gateway;
 use crate::seldom::Seldom;
 use crate::store::Store;
+use crate::store::turns::Turns;
 use jiff::Timestamp;
 use keyhole_protocol::{Confirm, GrantedPort, Nonce, Purpose, Request, Token, sign, verify};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
@@ -47,7 +48,7 @@ pub struct Keyhole {
     // What follows is shared with the value that takes this one's place when the configuration changes (`renewed`).
     resting: Arc<Mutex<HashMap<String, Instant>>>,
     /// One writer per gateway and program, so that two of ours never defeat each other.
-    writers: Arc<Mutex<HashMap<String, Arc<Mutex<()>>>>>,
+    writers: Arc<Mutex<HashMap<String, Arc<Turns>>>>,
     refusals: Arc<Mutex<BTreeMap<&'static str, u64>>>,
     lines: Arc<Seldom<(&'static str, IpAddr)>>,
     patience: Arc<Patience>,

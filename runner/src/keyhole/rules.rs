@@ -8,9 +8,12 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::gateway::{Gateway, Rule};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, PoisonError};
+use std::time::Duration;
 
 /// How often others may change the ledger while we write to a gateway.
 const CROSSINGS: u32 = 20;
+/// How long to wait for the others that write to the same gateway. One that hangs must not take all who answer jobs, one after the other.
+const TURN: Duration = Duration::from_secs(20);
 
 impl Keyhole {
     /// Takes a grant back: afterwards its rules are gone and its ports free. May be repeated.
@@ -76,7 +79,8 @@ impl Keyhole {
         let writer = Arc::clone(
             self.writers.lock().unwrap_or_else(PoisonError::into_inner).entry(gateway.address().to_owned()).or_default(),
         );
-        let _turn = writer.lock().unwrap_or_else(PoisonError::into_inner);
+        let busy = |_| Error::unavailable(format!("gateway {} is busy with the ports of other jobs", gateway.address()));
+        let _turn = writer.take(TURN).map_err(busy)?;
         let read = || self.store.blocks(&cluster.name, gateway.address(), blocks);
         let mut before = read()?;
         for round in 0..CROSSINGS {

@@ -11,7 +11,7 @@ mod gateways;
 mod jobs;
 mod keys;
 mod limits;
-mod turns;
+pub(crate) mod turns;
 
 pub use claims::{Ledger, Taken};
 pub use gateways::Condition;

@@ -1,4 +1,4 @@
-//! Taking turns for a bounded time: who waits for a database that hangs must not wait for all that wait before it.
+//! Taking turns for a bounded time: who waits for a machine that hangs must not wait for all that wait before it.
 
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -7,17 +7,17 @@ use crate::error::{Error, Result};
 
 /// One turn at a time.
 #[derive(Default)]
-pub(super) struct Turns {
+pub(crate) struct Turns {
     taken: Mutex<bool>,
     given_back: Condvar,
 }
 
 /// A turn; given back when it is dropped.
-pub(super) struct Turn<'a>(&'a Turns);
+pub(crate) struct Turn<'a>(&'a Turns);
 
 impl Turns {
     /// Waits for a turn, at most so long.
-    pub(super) fn take(&self, within: Duration) -> Result<Turn<'_>> {
+    pub(crate) fn take(&self, within: Duration) -> Result<Turn<'_>> {
         let waited = self.given_back.wait_timeout_while(self.lock(), within, |taken| *taken);
         let (mut taken, _) = waited.unwrap_or_else(PoisonError::into_inner);
         if *taken {

@@ -4,6 +4,7 @@ use crate::gateway::{Probe, Target};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::io::{self, ErrorKind};
 use std::net::{IpAddr, SocketAddr, TcpStream, ToSocketAddrs};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError, mpsc};
 use std::thread::Builder;
 use std::time::Duration;
@@ -12,6 +13,11 @@ use std::time::Duration;
 const THREADS: usize = 32;
 /// How many neighbouring ports one thread takes at once: a refusal takes microseconds.
 const BATCH: usize = 64;
+
+/// How many names are asked for at once, those that nobody waits for any more among them.
+const RESOLVERS: usize = 64;
+
+static UNDER_WAY: AtomicUsize = AtomicUsize::new(0);
 
 /// One host and some of its ports.
 struct Batch<'a> {
@@ -124,21 +130,42 @@ fn resolve_all(targets: &[Target], timeout: Duration) -> BTreeMap<&str, Vec<IpAd
     let hosts: BTreeSet<&str> = targets.iter().map(|target| target.host.as_str()).collect();
     let found = Mutex::new(BTreeMap::new());
     in_parallel(hosts.into_iter().collect(), |host| {
-        if let Some(addresses) = resolve_in_time(host, timeout) {
+        if let Some(addresses) = resolve_in_time(host, timeout, &UNDER_WAY) {
             lock(&found).insert(host, addresses);
         }
     });
     found.into_inner().unwrap_or_else(PoisonError::into_inner)
 }
 
+/// One thread that asks the resolver, among a limited number: while the resolver hangs, every look would leave some more behind.
+struct Resolving(&'static AtomicUsize);
+
+impl Resolving {
+    fn begin(under_way: &'static AtomicUsize) -> Option<Self> {
+        let add = |count| (count < RESOLVERS).then_some(count + 1);
+        under_way.fetch_update(Ordering::SeqCst, Ordering::SeqCst, add).ok().map(|_| Self(under_way))
+    }
+}
+
+impl Drop for Resolving {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::SeqCst);
+    }
+}
+
 /// The resolver knows no deadline: it gets a thread, which is left to itself when it is late and ends when the resolver gives up.
-fn resolve_in_time(host: &str, timeout: Duration) -> Option<Vec<IpAddr>> {
+fn resolve_in_time(host: &str, timeout: Duration, under_way: &'static AtomicUsize) -> Option<Vec<IpAddr>> {
     if let Ok(address) = host.parse() {
         return Some(vec![address]);
     }
     let (send, receive) = mpsc::channel();
     let name = host.to_owned();
-    Builder::new().name("resolve".into()).spawn(move || send.send(resolve(&name))).ok()?;
+    let one = Resolving::begin(under_way)?;
+    let ask = move || {
+        let _one = one;
+        send.send(resolve(&name))
+    };
+    Builder::new().name("resolve".into()).spawn(ask).ok()?;
     receive.recv_timeout(timeout).ok()?.ok()
 }
 
@@ -146,6 +173,17 @@ fn resolve_in_time(host: &str, timeout: Duration) -> Option<Vec<IpAddr>> {
 mod tests {
     use super::*;
     use std::net::TcpListener;
+
+    #[test]
+    fn a_resolver_that_hangs_keeps_a_limited_number_of_threads() {
+        static HERE: AtomicUsize = AtomicUsize::new(0);
+        let held: Vec<_> = std::iter::from_fn(|| Resolving::begin(&HERE)).collect();
+        assert_eq!(held.len(), RESOLVERS);
+        let ask = || resolve_in_time("localhost", Duration::from_secs(5), &HERE);
+        assert_eq!(ask(), None);
+        drop(held);
+        assert!(ask().is_some());
+    }
 
     #[test]
     fn the_error_that_leaves_most_open_wins() {
