@@ -5,6 +5,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 mod answers;
+mod api;
 mod certificates;
 mod contract;
 mod embedded;

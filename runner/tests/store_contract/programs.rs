@@ -25,13 +25,17 @@ const CRASH: Duration = Duration::from_secs(10);
 const STOP: Duration = Duration::from_secs(2);
 
 /// A process of the test's, ended with it.
-struct Program {
+pub struct Program {
     child: Child,
     /// What it writes down, if it does.
     log: PathBuf,
 }
 
 impl Program {
+    pub fn new(child: Child, log: PathBuf) -> Self {
+        Self { child, log }
+    }
+
     fn pid(&self) -> u32 {
         self.child.id()
     }
@@ -63,7 +67,7 @@ fn runner(folder: &Path, name: &str, server: &EtcdServer) -> Program {
     let mut command = Command::new(env!("CARGO_BIN_EXE_bwvisu-runner"));
     command.arg("--config").arg(home.join("config.json")).args(["serve", "--only", "jobs-watch,keyhole-watch"]);
     let child = command.stdin(Stdio::null()).stdout(log.try_clone().unwrap()).stderr(log).spawn().unwrap();
-    Program { child, log: home.join("log") }
+    Program::new(child, home.join("log"))
 }
 
 /// The process that leads a role, by the name at its key.
@@ -163,7 +167,7 @@ fn start_watcher(server: &EtcdServer) -> (Program, mpsc::Receiver<String>) {
             let _ = lines.send(line.split_once("step ").unwrap().1.to_owned());
         }
     });
-    (Program { child, log: PathBuf::new() }, steps)
+    (Program::new(child, PathBuf::new()), steps)
 }
 
 #[test]

@@ -13,7 +13,6 @@ use bwvisu_runner::store::Store;
 
 use crate::server::{EtcdCluster, etcd_is_there};
 
-const JOBS: u64 = 1000;
 const THREADS: usize = 32;
 const GATEWAYS: [&str; 2] = ["10.0.0.1", "10.0.0.2"];
 const NODES: u64 = 24;
@@ -134,7 +133,7 @@ fn check(store: &Store) -> usize {
     grants.len()
 }
 
-fn throng(servers: usize) {
+fn throng(servers: usize, jobs: u64) {
     if !etcd_is_there() {
         return;
     }
@@ -147,8 +146,11 @@ fn throng(servers: usize) {
             .map(|thread| {
                 let (store, next, figures) = (&stores[thread % servers], &next, &figures);
                 scope.spawn(move || {
-                    while let job @ 1..=JOBS = next.fetch_add(1, Ordering::SeqCst) + 1 {
-                        journey(store, job, figures);
+                    loop {
+                        match next.fetch_add(1, Ordering::SeqCst) + 1 {
+                            job if job <= jobs => journey(store, job, figures),
+                            _ => return,
+                        }
                     }
                 })
             })
@@ -176,16 +178,16 @@ fn throng(servers: usize) {
          {rate:.0} claims/s over {time:?}"
     );
     // Every third gives its ports back.
-    assert_eq!((granted, left as u64), (JOBS, JOBS - JOBS / 3));
+    assert_eq!((granted, left as u64), (jobs, jobs - jobs / 3));
     assert!(refused > 0, "nobody ever asked for what another had");
 }
 
 #[test]
 fn two_keyhole_servers_and_a_thousand_jobs_share_no_port_while_etcds_leader_dies() {
-    throng(2);
+    throng(2, 1000);
 }
 
 #[test]
-fn three_keyhole_servers_and_a_thousand_jobs_share_no_port_while_etcds_leader_dies() {
-    throng(3);
+fn three_keyhole_servers_and_hundreds_of_jobs_share_no_port_while_etcds_leader_dies() {
+    throng(3, 400);
 }

@@ -77,7 +77,7 @@ impl Members {
         F: Future<Output = Result<T, etcd_client::Error>>,
     {
         let election = deadline.min(Instant::now() + self.patience());
-        let (mut left, mut doubtful) = (self.members.len(), false);
+        let (mut left, mut doubtful, mut electing) = (self.members.len(), false, false);
         loop {
             let member = self.member().ok_or_else(|| Fault::timeout(true))?;
             let fault = match self.attempt(member, share(deadline, left + 1), &call).await {
@@ -93,13 +93,14 @@ impl Members {
                 return Err(fault);
             }
             member.failed.store(self.failures.fetch_add(1, Ordering::Relaxed) + 1, Ordering::Relaxed);
-            let now = Instant::now();
-            if fault.electing && now < election {
+            electing |= fault.electing;
+            let (now, may_repeat) = (Instant::now(), fault.not_done || repeat == Repeat::Always);
+            // Those that are dead refuse at once, again and again, while the others elect.
+            if electing && may_repeat && now < election {
                 sleep(ELECTION_PAUSE).await;
                 continue;
             }
             // One attempt more than there are members: a connection that broke while it was idle is noticed by its next user.
-            let may_repeat = fault.not_done || repeat == Repeat::Always;
             if !may_repeat || left == 0 || now >= deadline {
                 self.note_down(&fault);
                 return Err(fault);
