@@ -134,8 +134,10 @@ impl Pattern<'_> {
         if count > MAX_NODES - names.len() {
             return Err("too many nodes, at most 4096 are allowed");
         }
+        // No set has more members than there are names, so this is no more memory than they will take.
+        let sets: Vec<Vec<(u64, usize)>> = self.sets().map(members).collect();
         for index in 0..count {
-            let name = self.name(index);
+            let name = self.name(index, &sets);
             if !is_host_name(&name) {
                 return Err("this gives no host name");
             }
@@ -158,21 +160,23 @@ impl Pattern<'_> {
 
     /// The name with this number. Of the sets the last one counts fastest, then, as Slurm has it, the first, the
     /// second, and so on.
-    fn name(&self, index: usize) -> String {
-        let last_size = self.sets().next_back().map_or(1, set_size);
+    fn name(&self, index: usize, sets: &[Vec<(u64, usize)>]) -> String {
+        let last_size = sets.last().map_or(1, Vec::len).max(1);
         let (mut slow, fast) = (index / last_size, index % last_size);
-        let mut sets_left = self.sets().count();
+        let mut sets = sets.iter();
         let mut name = String::new();
         for part in &self.parts {
-            match part {
-                Part::Text(text) => name.push_str(text),
-                Part::Set(ranges) => {
-                    sets_left -= 1;
-                    let size = set_size(ranges);
-                    push_member(&mut name, ranges, if sets_left == 0 { fast } else { slow % size });
-                    slow /= size;
+            let members = match part {
+                Part::Text(text) => {
+                    name.push_str(text);
+                    continue;
                 }
-            }
+                Part::Set(_) => sets.next().map_or(&[][..], Vec::as_slice),
+            };
+            let size = members.len().max(1);
+            let member = members.get(if sets.len() == 0 { fast } else { slow % size });
+            member.iter().for_each(|(number, width)| push_padded(&mut name, *number, *width));
+            slow /= size;
         }
         name
     }
@@ -183,14 +187,9 @@ fn set_size(ranges: &[Range]) -> usize {
     ranges.iter().map(Range::count).fold(0, usize::saturating_add).max(1)
 }
 
-fn push_member(name: &mut String, ranges: &[Range], mut index: usize) {
-    for range in ranges {
-        if index < range.count() {
-            push_padded(name, range.first + index as u64, range.width);
-            return;
-        }
-        index -= range.count();
-    }
+/// The numbers of a set, each with its width.
+fn members(ranges: &[Range]) -> Vec<(u64, usize)> {
+    ranges.iter().flat_map(|range| (range.first..=range.last).map(|number| (number, range.width))).collect()
 }
 
 fn push_padded(name: &mut String, number: u64, width: usize) {

@@ -4,6 +4,8 @@ use super::{Outcome, Target};
 use crate::http::guard::head::{Head, PEER, TICKET, check_start, end, parse};
 
 const MOST_BODY: usize = 256 * 1024;
+/// The guard reads no longer ones.
+const MOST_HEAD: usize = 16 * 1024;
 
 pub(super) const TARGET: Target = Target {
     name: "http-head",
@@ -50,10 +52,10 @@ fn check(input: &[u8]) -> Outcome {
         return Outcome::refused(refusal.detail);
     }
     let end = end_in_pieces(input);
-    let Some(end) = end else { return Outcome::refused("it does not end") };
+    let Some(end) = end.filter(|end| *end <= MOST_HEAD) else { return Outcome::refused(format_args!("{end:?}")) };
     let bytes = &input[..end];
     // No part of a head is a head: whoever is cut off has said nothing.
-    for at in (0..bytes.len()).step_by((bytes.len() / 32).max(1)) {
+    for at in (0..bytes.len()).step_by((bytes.len() / 16).max(1)) {
         assert!(parse(&bytes[..at], MOST_BODY).is_err(), "cut at {at}");
     }
     match parse(bytes, MOST_BODY) {

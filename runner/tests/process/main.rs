@@ -10,6 +10,7 @@ mod cluster;
 mod commands;
 mod descriptors;
 mod inputs;
+mod malformed;
 mod once;
 mod reload;
 mod restart;
