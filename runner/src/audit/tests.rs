@@ -150,8 +150,8 @@ fn every_kind_of_disagreement_is_found_by_its_name() {
         (&["rule-missing"], |v| gw0(v).after.as_mut().unwrap().blocks.clear()),
         (&["gateway-not-set-up"], |v| gw0(v).after.as_mut().unwrap().ready = false),
         (&["grant-without-forwarding", "rule-to-remove"], |v| {
-            let closing = Grant { job: 6, spans: vec![Span { external: 50050, ..SPAN }], ..grant() };
-            gw0(v).closings.push(closing.closing(Vec::new(), Timestamp::UNIX_EPOCH));
+            let closing = Grant { job: 6, nodes: Vec::new(), spans: vec![Span { external: 50050, ..SPAN }], ..grant() };
+            gw0(v).closings.push(closing.closing(Timestamp::UNIX_EPOCH));
         }),
     ];
     for (expected, fault) in faults {

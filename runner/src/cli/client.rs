@@ -4,9 +4,10 @@
 //! `BWVISU_API_PASSWORD` and `--certificate` do.
 
 use crate::config::{self, Config, Transport};
-use crate::error::{Error, Result};
+use crate::error::{Error, ErrorKind, Result};
 use crate::http::jobs::API_USER;
 use crate::http::self_signed::certificate_file;
+use crate::jobs::random;
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use clap::{Args, ValueEnum};
@@ -20,6 +21,9 @@ use std::process::ExitCode;
 use std::thread;
 use std::time::{Duration, Instant};
 use ureq::tls::{Certificate, RootCerts, TlsConfig};
+
+/// When to make a submission again that may or may not have been taken.
+const SUBMIT_PAUSES: [Duration; 3] = [Duration::from_secs(1), Duration::from_secs(3), Duration::from_secs(5)];
 
 /// Where the API is.
 #[derive(Args)]
@@ -176,11 +180,24 @@ impl ApiClient {
         Ok(Self { agent, url: url.to_owned(), authorization })
     }
 
-    /// Submits a job; returns its id.
+    /// Submits a job; returns its id. The request has a name of its own, so that it may be made again when its answer is lost.
     pub fn submit(&self, user: &str, template: &str, variables: Map<String, Value>) -> Result<String> {
-        let body = json!({"uid": user, "template-name": template, "variables": variables});
+        let body = json!({"uid": user, "template-name": template, "variables": variables}).to_string();
+        let key = format!("{:032x}", u128::from_be_bytes(random()?));
+        for pause in SUBMIT_PAUSES {
+            match self.submit_as(&key, &body) {
+                Err(error) if error.kind == ErrorKind::Unavailable => eprintln!("bwvisu-runner: {error}; once more"),
+                done => return done,
+            }
+            thread::sleep(pause);
+        }
+        self.submit_as(&key, &body)
+    }
+
+    fn submit_as(&self, key: &str, body: &str) -> Result<String> {
         let request = self.agent.post(format!("{}/jobs", self.url)).header("Authorization", &self.authorization);
-        let answer = self.read(request.content_type("application/json").send(body.to_string()))?;
+        let request = request.header("Idempotency-Key", key).content_type("application/json");
+        let answer = self.read(request.send(body))?;
         answer["job-id"].as_str().map(str::to_owned).ok_or_else(|| Error::bad_gateway("the API named no job"))
     }
 
@@ -247,7 +264,8 @@ impl ApiClient {
             return Ok(value);
         }
         let detail = value["detail"].as_str().unwrap_or("no reason was given");
-        Err(Error::bad_gateway(format!("{} says {status}: {detail}", self.url)))
+        let kind = if status == 503 { ErrorKind::Unavailable } else { ErrorKind::BadGateway };
+        Err(Error::new(kind, format!("{} says {status}: {detail}", self.url)))
     }
 }
 

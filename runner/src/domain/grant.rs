@@ -87,14 +87,14 @@ impl Grant {
         Former { gateway: self.gateway.clone(), external }
     }
 
-    /// What is left to be done on its gateway when it ends there; `nodes`: where its internal ports are taken until then.
-    pub fn closing(&self, nodes: Vec<String>, now: Timestamp) -> Closing {
+    /// What is left to be done on its gateway when it ends there.
+    pub fn closing(&self, now: Timestamp) -> Closing {
         Closing {
             version: GRANT_VERSION,
             cluster: self.cluster.clone(),
             gateway: self.gateway.clone(),
             job: self.job,
-            nodes,
+            nodes: self.nodes.clone(),
             spans: self.spans.clone(),
             since: now,
         }
@@ -114,7 +114,7 @@ pub struct Closing {
     pub gateway: String,
     /// The job that had them.
     pub job: u64,
-    /// The nodes on which the internal ports are taken as well; none when the job goes on with these behind another gateway.
+    /// The nodes on which the internal ports stay taken as well: as long as the rules are there, they lead to whoever listens there.
     pub nodes: Vec<String>,
     /// The ports.
     pub spans: Vec<Span>,
@@ -262,13 +262,16 @@ impl NodeBucket {
         }
     }
 
-    /// Forgets these ports of a job on some nodes. A range goes by its first port: a move may have cut the same ports into other spans.
+    /// Forgets these ports of a job on some nodes. A job that was moved has the same ports for each gateway that leads to them, so each
+    /// range goes once.
     pub fn remove(&mut self, job: u64, nodes: &[String], spans: &[Span]) {
-        let mut ports = PortSet::default();
-        spans.iter().for_each(|span| ports.insert_range(span.internal_range()));
-        for node in nodes {
-            if let Some(taken) = self.nodes.get_mut(node) {
-                taken.retain(|entry| entry.job != job || !ports.contains(entry.ports.lo));
+        for (node, span) in nodes.iter().flat_map(|node| spans.iter().map(move |span| (node, span))) {
+            let taken = self.nodes.get_mut(node);
+            let here = |entry: &NodePorts| entry.job == job && entry.ports == span.internal_range();
+            if let Some(taken) = taken
+                && let Some(at) = taken.iter().position(here)
+            {
+                taken.remove(at);
             }
         }
         self.nodes.retain(|_, taken| !taken.is_empty());
@@ -387,9 +390,11 @@ mod tests {
         assert!(!taken("c9", &ports));
         ports.remove(17, &["c0".into()], &[Span { external: 1, internal: 51000, count: 9 }]);
         assert!(taken("c0", &ports), "other ports of the job");
-        // As after a move that needed single ports.
-        let cut = [(1, 50099), (7, 50100), (9, 50101)].map(|(external, internal)| Span { external, internal, count: 1 });
-        ports.remove(17, &["c0".into()], &cut);
+        // As while two gateways lead to the same ports.
+        ports.add(&grant());
+        ports.remove(17, &grant().nodes, &grant().spans);
+        assert!(taken("c0", &ports), "for the other gateway");
+        ports.remove(17, &grant().nodes, &grant().spans);
         assert!(!taken("c0", &ports) && ports.nodes.is_empty());
     }
 

@@ -16,7 +16,7 @@ use crate::gateway::{Gateway, Probe, Target};
 use std::collections::BTreeSet;
 
 /// Blocks that one look at the ledger covers when a job's own ports are taken on the new gateway.
-const WINDOW_BLOCKS: u16 = 50;
+const WINDOW_BLOCKS: u16 = 32;
 
 impl Keyhole {
     /// Moves these grants, which are on gateways that are down, to others. Those that find no place stay as they are.

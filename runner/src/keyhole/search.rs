@@ -18,9 +18,10 @@ use std::collections::BTreeSet;
 /// Round trips to the gateway at most: each one finds some ports to be open that nobody wrote down, so something is badly wrong after
 /// that many.
 const ROUNDS: usize = 24;
-/// Blocks of a window. A claim touches at most these, and a transaction has room for them twice, as moving a grant needs.
+/// Blocks of a window. A claim touches at most these and all buckets of nodes; moving it touches as many blocks again, and a transaction
+/// has room for that.
 const WINDOW_BLOCKS: u16 = 8;
-const MAX_WINDOW_BLOCKS: u16 = 55;
+const MAX_WINDOW_BLOCKS: u16 = 32;
 
 /// One search.
 pub struct Search<'a> {

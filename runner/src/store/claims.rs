@@ -156,7 +156,7 @@ impl Store {
             let (current, version) = self.read::<Grant>(&key)?;
             let Some(current) = current.filter(|current| same_claim(current, grant)) else { return Ok(Some(None)) };
             let mut change = Change { expect: vec![(key.clone(), version)], delete: vec![key.clone()], ..Change::default() };
-            let closing = current.closing(current.nodes.clone(), Timestamp::now());
+            let closing = current.closing(Timestamp::now());
             self.put_closing(&closing, &mut change)?;
             Ok(self.commit("close", &change)?.then_some(Some(closing)))
         })
@@ -164,7 +164,8 @@ impl Store {
 
     /// Adds to `change` that these forwardings are to go.
     fn put_closing(&self, closing: &Closing, change: &mut Change) -> Result<()> {
-        let mut ledger = self.ledger(&closing.cluster, &closing.gateway, &closing.blocks(), &closing.nodes)?;
+        // The nodes' ports stay as they are.
+        let mut ledger = self.ledger(&closing.cluster, &closing.gateway, &closing.blocks(), &[])?;
         ledger.close(closing);
         ledger.write(&closing.cluster, change)?;
         put(change, &keys::closing(&closing.cluster, &closing.gateway, closing.first_port()), closing)
@@ -195,8 +196,8 @@ impl Store {
         self.repeat(|| {
             let (current, version) = self.read::<Grant>(&key)?;
             let Some(current) = current.filter(|current| same_claim(current, from)) else { return Ok(Some(false)) };
-            // The job's internal ports stay as they are.
-            let mut ledger = self.ledger(&to.cluster, &to.gateway, &to.blocks(), &[])?;
+            // The job's internal ports are its own already, and now held for both gateways.
+            let mut ledger = self.ledger(&to.cluster, &to.gateway, &to.blocks(), &to.nodes)?;
             let taken = ledger.taken(&[]);
             if to.spans.iter().flat_map(|span| span.external_range().ports()).any(|port| taken.external.contains(port)) {
                 return Ok(Some(false));
@@ -205,7 +206,7 @@ impl Store {
             let mut change = Change { expect: vec![(key.clone(), version)], ..Change::default() };
             put(&mut change, &key, to)?;
             ledger.write(&to.cluster, &mut change)?;
-            self.put_closing(&current.closing(Vec::new(), Timestamp::now()), &mut change)?;
+            self.put_closing(&current.closing(Timestamp::now()), &mut change)?;
             Ok(self.commit("move", &change)?.then_some(true))
         })
     }

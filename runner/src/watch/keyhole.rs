@@ -25,6 +25,8 @@ pub struct KeyholeWatch {
     suspects: HashMap<String, BTreeSet<u16>>,
     /// How often in a row a gateway did not answer.
     silences: HashMap<String, u32>,
+    /// Gateways that records speak of, configured or not. They are looked up once for each configuration: only a change of it adds any.
+    former_gateways: Option<BTreeSet<String>>,
 }
 
 /// After so many cycles in which a gateway did not answer, what is known of its jobs is called stale.
@@ -33,13 +35,14 @@ const SILENCES: u32 = 3;
 impl KeyholeWatch {
     /// The watcher of `cluster`.
     pub fn new(store: Arc<Store>, cluster: Arc<Cluster>, keyhole: Arc<Keyhole>) -> Self {
-        Self { store, cluster, keyhole, suspects: HashMap::new(), silences: HashMap::new() }
+        Self { store, cluster, keyhole, suspects: HashMap::new(), silences: HashMap::new(), former_gateways: None }
     }
 
     /// From the next cycle on, the configuration is this one.
     pub fn follow(&mut self, cluster: &Arc<Cluster>, keyhole: &Arc<Keyhole>) {
         self.cluster = Arc::clone(cluster);
         self.keyhole = Arc::clone(keyhole);
+        self.former_gateways = None;
         // A gateway that is gone from the configuration is not one that answers.
         self.silences.retain(|address, _| cluster.gateway(address).is_some());
         self.suspects.retain(|address, _| cluster.gateway(address).is_some());
@@ -105,8 +108,8 @@ impl KeyholeWatch {
     }
 
     /// Removes what has to go from the gateways that answer, one step for each, and from those that are not configured any more.
-    fn finish_closings(&self, silent: &BTreeSet<&str>) -> Result<()> {
-        for gateway in self.store.known_gateways(&self.cluster.name)? {
+    fn finish_closings(&mut self, silent: &BTreeSet<&str>) -> Result<()> {
+        for gateway in self.gateways_with_rules()? {
             if silent.contains(gateway.as_str()) {
                 continue;
             }
@@ -118,6 +121,15 @@ impl KeyholeWatch {
             }
         }
         Ok(())
+    }
+
+    /// The configured gateways, and those that records spoke of when this configuration was new.
+    fn gateways_with_rules(&mut self) -> Result<BTreeSet<String>> {
+        if self.former_gateways.is_none() {
+            self.former_gateways = Some(self.store.known_gateways(&self.cluster.name)?.into_iter().collect());
+        }
+        let configured = self.cluster.gateways.iter().map(|gateway| gateway.address().to_owned());
+        Ok(self.former_gateways.iter().flatten().cloned().chain(configured).collect())
     }
 
     /// Moves forwardings away from gateways that are down or not configured any more, and ends the moves that were cut off.
