@@ -29,13 +29,11 @@ use keyhole_protocol::{Confirm, GrantedPort, Nonce, Purpose, Request, Token, sig
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::IpAddr;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use self::patience::Patience;
 pub use self::rules::rules;
 
-/// How long the same request gets the same answer, if the job does not confirm before. Longer than the client tries.
-const RETRY_WINDOW: Duration = Duration::from_secs(300);
 /// So many refusals for one reason from one address are written down in ten seconds: all of an honest mistake, little of a flood.
 const LINES: u32 = 8;
 
@@ -120,7 +118,9 @@ impl Keyhole {
             }
             Earlier::None(former) => {
                 self.check_hosts(cluster, &job, &request, peer)?;
-                self.claim(cluster, &job, &request, former.as_ref())?
+                let grant = self.claim(cluster, &job, &request, former.as_ref())?;
+                self.patience.repeats(job.id, &grant.nonce);
+                grant
             }
         };
         self.activate(&grant)?;
@@ -182,9 +182,9 @@ impl Keyhole {
             self.withdraw_earlier(cluster, &grant)?;
             return Ok(Earlier::None(Some(grant.former())));
         }
-        let fresh = Timestamp::now().duration_since(grant.granted_at).unsigned_abs() < RETRY_WINDOW;
         let same = (grant.run, grant.nonce.as_str()) == (request.run, request.nonce.to_string().as_str());
-        if same && fresh && !grant.confirmed && grant.state != GrantState::Closing {
+        let answerable = same && !grant.confirmed && grant.state != GrantState::Closing;
+        if answerable && self.patience.repeats(job.id, &grant.nonce) {
             return Ok(Earlier::Same(Box::new(grant)));
         }
         Err(self.refuse(Refusal("already used"), job.id, peer))

@@ -1,8 +1,11 @@
 //! The proofs, one module per subject; each causes what it names. See `bwvisu_tests` for what they need.
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test ends where something is not as it should be")]
 
+mod clocks;
+mod crowd;
 mod desktop;
 mod faults;
+mod gateway_faults;
 mod http;
 mod input;
 mod main_path;

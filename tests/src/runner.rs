@@ -32,11 +32,24 @@ pub struct Setup<'s> {
     pub trusts_hosts: bool,
     /// The parts that run, as `--only` takes them; all without it.
     pub parts: &'s str,
+    /// More of its environment.
+    pub env: Vec<(String, String)>,
+    /// Another program than the one that is installed.
+    pub program: Option<PathBuf>,
 }
 
 impl Default for Setup<'_> {
     fn default() -> Self {
-        Self { templates: &[], ports: (50000, 50999), max_ports: 100, log: "info", trusts_hosts: true, parts: "" }
+        Self {
+            templates: &[],
+            ports: (50000, 50999),
+            max_ports: 100,
+            log: "info",
+            trusts_hosts: true,
+            parts: "",
+            env: Vec::new(),
+            program: None,
+        }
     }
 }
 
@@ -47,6 +60,8 @@ pub struct Runner<'b> {
     child: Option<Child>,
     log_level: String,
     parts: String,
+    env: Vec<(String, String)>,
+    program: PathBuf,
     /// A front end outside.
     pub api: Api<'b>,
 }
@@ -65,7 +80,9 @@ impl<'b> Runner<'b> {
         write_config(folder.path(), bed, setup);
         let url = format!("https://{}:{API_PORT}", bed.external("runner"));
         let api = Api::new(bed, &url, certificate.as_bytes(), PASSWORD);
-        let mut runner = Self { bed, folder, child: None, log_level: setup.log.to_owned(), parts: setup.parts.to_owned(), api };
+        let (log_level, parts, env) = (setup.log.to_owned(), setup.parts.to_owned(), setup.env.clone());
+        let program = setup.program.clone().unwrap_or_else(|| dist().join("bin/bwvisu-runner"));
+        let mut runner = Self { bed, folder, child: None, log_level, parts, env, program, api };
         runner.start_again();
         runner
     }
@@ -77,7 +94,9 @@ impl<'b> Runner<'b> {
         let path = self.folder.path().join("log");
         let log = OpenOptions::new().append(true).create(true).open(&path).unwrap();
         let only = if self.parts.is_empty() { String::new() } else { format!(" --only {}", self.parts) };
-        let words = self.program(&format!("serve{only}"));
+        let mut words = vec!["env".to_owned()];
+        words.extend(self.env.iter().map(|(name, value)| format!("{name}={value}")));
+        words.extend(self.program(&format!("serve{only}")));
         let mut command = self.bed.command("runner", &words.iter().map(String::as_str).collect::<Vec<_>>());
         command.env("RUST_LOG", &self.log_level).stdout(Stdio::null()).stderr(log);
         self.child = Some(command.spawn().unwrap());
@@ -128,9 +147,9 @@ impl<'b> Runner<'b> {
 
     /// The words of a command line of the program under test with this configuration.
     pub fn program(&self, command: &str) -> Vec<String> {
-        let program = dist().join("bin/bwvisu-runner");
         let config = self.config_file();
-        let mut words = vec![program.to_string_lossy().into_owned(), "--config".into(), config.to_string_lossy().into_owned()];
+        let mut words =
+            vec![self.program.to_string_lossy().into_owned(), "--config".into(), config.to_string_lossy().into_owned()];
         words.extend(command.split(' ').map(str::to_owned));
         words
     }

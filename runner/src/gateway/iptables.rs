@@ -133,7 +133,11 @@ const END: &str = "bwvisu-end";
 const END_LINE: &str = "bwvisu-end\n";
 /// The exit code of a script that found our chains missing.
 const NOT_READY: i32 = 77;
-const SAVE_SCRIPT: &str = "set -e\nexport LC_ALL=C\necho bwvisu-begin\nsudo -n iptables-save -t nat </dev/null\nsudo -n iptables-save -t filter </dev/null\necho bwvisu-end\n";
+/// Without a program sudo only asks for a password, so what is missing is named.
+const SAVE_SCRIPT: &str = "set -e\nexport LC_ALL=C\necho bwvisu-begin\n\
+    save() {\n    sudo -n iptables-save -t \"$1\" </dev/null && return\n    \
+    (PATH=$PATH:/usr/sbin:/sbin; command -v iptables-save >/dev/null) || echo 'iptables-save is not installed' >&2\n    exit 1\n}\n\
+    save nat\nsave filter\necho bwvisu-end\n";
 
 /// Everything that a script of ours needs to write rules: `rule CHAIN EXTERNAL COMMENT HOST [:INTERNAL]`.
 ///

@@ -9,12 +9,17 @@ use std::time::{Duration, Instant};
 const TRIES: u32 = 5;
 /// After that, so long none does.
 const PAUSE: Duration = Duration::from_secs(60);
+/// How long the same request gets the same answer, if the job does not confirm before. Longer than the client tries.
+const RETRY_WINDOW: Duration = Duration::from_secs(300);
+/// So long we remember when we met a request.
+const MEMORY: Duration = Duration::from_secs(24 * 3600);
 
 /// Who is being answered, and who has lost our patience.
 #[derive(Default)]
 pub struct Patience {
     answering: Mutex<HashSet<u64>>,
     lost: Mutex<HashMap<u64, (u32, Instant)>>,
+    met: Mutex<HashMap<(u64, String), Instant>>,
 }
 
 /// The right to be answered; given back when it is dropped.
@@ -33,6 +38,14 @@ impl Patience {
             return Err(Error::busy("another request of the job is being answered; try again"));
         }
         Ok(Turn { patience: self, job })
+    }
+
+    /// A request is answered for the first time, or came again. Whether it may have the same answer (again). The time is counted from when
+    /// this program first met it: the clock on the wall may jump, and the clock of another program that granted it may be another.
+    pub fn repeats(&self, job: u64, nonce: &str) -> bool {
+        let mut met = lock(&self.met);
+        met.retain(|_, first| first.elapsed() < MEMORY);
+        met.entry((job, nonce.to_owned())).or_insert_with(Instant::now).elapsed() < RETRY_WINDOW
     }
 
     /// A request of the job was signed and all the same wrong.
@@ -72,6 +85,15 @@ mod tests {
         assert!(patience.turn(2).is_ok());
         drop(first);
         assert!(patience.turn(1).is_ok());
+    }
+
+    #[test]
+    fn a_request_repeats_within_its_window_and_each_has_its_own() {
+        let patience = Patience::default();
+        assert!(patience.repeats(1, "a") && patience.repeats(1, "a"));
+        let long_ago = Instant::now().checked_sub(RETRY_WINDOW).expect("the machine runs for longer");
+        lock(&patience.met).insert((1, "a".into()), long_ago);
+        assert!(!patience.repeats(1, "a") && patience.repeats(1, "b") && patience.repeats(2, "a"));
     }
 
     #[test]

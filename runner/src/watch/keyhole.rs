@@ -14,7 +14,7 @@ use jiff::Timestamp;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// The watcher of one cluster.
 pub struct KeyholeWatch {
@@ -27,6 +27,8 @@ pub struct KeyholeWatch {
     silences: HashMap<String, u32>,
     /// Gateways that records speak of, configured or not. They are looked up once for each configuration: only a change of it adds any.
     former_gateways: Option<BTreeSet<String>>,
+    /// When this watcher first saw it so. Clocks on the wall jump, and other programs' may be wrong: nothing is moved for that.
+    silent_since: HashMap<String, Instant>,
 }
 
 /// After so many cycles in which a gateway did not answer, what is known of its jobs is called stale.
@@ -35,7 +37,15 @@ const SILENCES: u32 = 3;
 impl KeyholeWatch {
     /// The watcher of `cluster`.
     pub fn new(store: Arc<Store>, cluster: Arc<Cluster>, keyhole: Arc<Keyhole>) -> Self {
-        Self { store, cluster, keyhole, suspects: HashMap::new(), silences: HashMap::new(), former_gateways: None }
+        Self {
+            store,
+            cluster,
+            keyhole,
+            suspects: HashMap::new(),
+            silences: HashMap::new(),
+            silent_since: HashMap::new(),
+            former_gateways: None,
+        }
     }
 
     /// From the next cycle on, the configuration is this one.
@@ -68,8 +78,8 @@ impl KeyholeWatch {
         failure.and(self.look(&keep, &jobs, &silent))
     }
 
-    /// Writes down which gateways do not answer; returns since when.
-    fn note_silences(&mut self, installed: &[Result<Installed>]) -> Result<HashMap<String, Timestamp>> {
+    /// Writes down which gateways do not answer; returns for how long.
+    fn note_silences(&mut self, installed: &[Result<Installed>]) -> Result<HashMap<String, Duration>> {
         let addresses: Vec<&str> = self.cluster.gateways.iter().map(|gateway| gateway.address()).collect();
         let conditions = self.store.conditions(&self.cluster.name, &addresses)?;
         let mut silences = HashMap::new();
@@ -81,8 +91,13 @@ impl KeyholeWatch {
             }
             let count = self.silences.entry(address.to_owned()).or_default();
             *count = if reason.is_some() { count.saturating_add(1) } else { 0 };
+            // Somebody heard it meanwhile, who led before us.
+            if reason.is_none() || condition.silence.is_none() {
+                self.silent_since.remove(address);
+            }
             if reason.is_some() {
-                silences.insert(address.to_owned(), condition.silence.map_or_else(Timestamp::now, |silence| silence.since));
+                let since = self.silent_since.entry(address.to_owned()).or_insert_with(Instant::now);
+                silences.insert(address.to_owned(), since.elapsed());
             }
         }
         Ok(silences)
@@ -133,12 +148,12 @@ impl KeyholeWatch {
     }
 
     /// Moves forwardings away from gateways that are down or not configured any more, and ends the moves that were cut off.
-    fn move_grants(&self, keep: &[Grant], silences: &HashMap<String, Timestamp>, silent: &BTreeSet<&str>) -> Result<()> {
-        let down_since = |gateway: &str| match self.cluster.gateway(gateway) {
-            Some(_) => silences.get(gateway).map(|since| Timestamp::now().duration_since(*since).unsigned_abs()),
+    fn move_grants(&self, keep: &[Grant], silences: &HashMap<String, Duration>, silent: &BTreeSet<&str>) -> Result<()> {
+        let down_for = |gateway: &str| match self.cluster.gateway(gateway) {
+            Some(_) => silences.get(gateway).copied(),
             None => Some(Duration::MAX),
         };
-        let down = |grant: &Grant| down_since(&grant.gateway).is_some_and(|time| time >= self.cluster.gateway_down);
+        let down = |grant: &Grant| down_for(&grant.gateway).is_some_and(|time| time >= self.cluster.gateway_down);
         let stranded = keep.iter().filter(|grant| grant.state != GrantState::Claimed && down(grant)).collect::<Vec<_>>();
         let mut failure = Ok(());
         if !stranded.is_empty() && self.cluster.gateways.iter().any(|gateway| !silent.contains(gateway.address())) {
