@@ -15,7 +15,7 @@ use crate::domain::user::User;
 use crate::effect;
 use crate::error::{Error, ErrorKind, Result};
 use crate::scheduler::Submission;
-use crate::store::{Created, RepeatKey, Repeatable, Store};
+use crate::store::{Created, RepeatKey, Repeatable, Store, backup::Made};
 use crate::templates::TemplateFolder;
 use jiff::{SignedDuration, Timestamp};
 use keyhole_protocol::Token;
@@ -270,6 +270,11 @@ impl Jobs {
         }
         ids.sort_unstable();
         Ok(ids)
+    }
+
+    /// Makes a backup of the store, on this machine.
+    pub fn back_up(&self) -> Result<Made> {
+        self.store.back_up(Timestamp::now())
     }
 
     /// Cancels an unfinished job. The wish is written down first: what cannot be done now, the watcher does.

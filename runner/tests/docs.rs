@@ -224,7 +224,7 @@ fn what_the_architecture_says_is_absent_is_absent() {
         ("runner/src/keyhole", &[], TECHNOLOGIES),
         (all, &["runner/src/http/backend.rs"], SERVERS),
         (all, &["runner/src/store/etcd"], DATABASES),
-        (all, &["runner/src/store/embedded.rs"], FILES),
+        (all, &["runner/src/store/embedded"], FILES),
         (all, &["runner/src/command.rs", "runner/src/ssh.rs", "runner/src/scheduler/local/"], STARTS),
     ];
     for (folder, but, words) in rules {

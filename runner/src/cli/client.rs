@@ -219,6 +219,13 @@ impl ApiClient {
         self.read(request.call()).map(drop)
     }
 
+    /// Has the service make a backup of its store; the name of the file on its side.
+    pub fn back_up(&self) -> Result<String> {
+        let request = self.agent.post(format!("{}/cluster/backup", self.url)).header("Authorization", &self.authorization);
+        let answer = self.read(request.send_empty())?;
+        answer["backup"].as_str().map(str::to_owned).ok_or_else(|| Error::bad_gateway("the API named no backup"))
+    }
+
     /// Waits for `event`, with a line on the terminal that tells how it stands. An error if the job ends before it was available.
     pub fn wait(&self, id: &str, event: Event, limit: Option<Duration>) -> Result<Value> {
         let begin = Instant::now();

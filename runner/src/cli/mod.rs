@@ -8,6 +8,7 @@ pub mod gateway;
 pub mod hosts;
 pub mod logging;
 pub mod serve;
+pub mod store;
 pub mod template;
 
 use crate::app::Part;
@@ -64,6 +65,9 @@ enum Command {
     Gateway(gateway::GatewayCommand),
     /// Compare store, scheduler and gateways, and print every disagreement (exit code 1)
     Audit(audit::AuditArgs),
+    /// Back up and restore the embedded store
+    #[command(subcommand)]
+    Store(store::StoreCommand),
     /// Submit a job through the API
     Submit(client::SubmitArgs),
     /// List the jobs that are not finished
@@ -101,6 +105,7 @@ pub fn main() -> ExitCode {
         Command::Template(command) => template::run(named, &command),
         Command::Gateway(command) => gateway::run(named, &command),
         Command::Audit(args) => audit::run(named, &args),
+        Command::Store(command) => store::run(named, &command),
         Command::Submit(args) => client::submit(named, &args),
         Command::List(args) => client::list(named, &args),
         Command::Show(args) => client::show(named, &args),

@@ -65,9 +65,11 @@ impl Api {
             ("DELETE", ["jobs", id]) => self.cancel(id),
             ("GET", ["cluster", "check-user", name]) => self.check_user(name),
             (_, ["cluster", rest @ ("gateways" | "audit"), ..]) => self.admin(request, &path[1..], rest),
+            ("POST", ["cluster", "backup"]) => self.back_up(),
             (_, ["jobs"]) => Ok(method_not_allowed("GET, POST")),
             (_, ["jobs", _]) => Ok(method_not_allowed("GET, DELETE")),
             (_, ["cluster", "check-user", _]) => Ok(method_not_allowed("GET")),
+            (_, ["cluster", "backup"]) => Ok(method_not_allowed("POST")),
             _ => Err(Error::not_found(
                 "no such page; there are /jobs, /jobs/<id>, /cluster/check-user/<name>, /cluster/gateways and /cluster/audit",
             )),
@@ -110,6 +112,12 @@ impl Api {
             Err(error) if error.kind == ErrorKind::BadInput => Err(Error::not_found(error.message)),
             Err(error) => Err(error),
         }
+    }
+
+    /// The file stays on this machine: it holds secrets.
+    fn back_up(&self) -> Result<Response> {
+        let made = self.jobs.back_up()?;
+        Ok(Response::json(200, &json!({"backup": made.name, "records": made.records})))
     }
 }
 

@@ -1,26 +1,22 @@
 //! The store in one file on this machine: redb, which is ACID and needs nothing installed. For one process.
 
-use std::fs::{self, DirBuilder, File, Permissions};
-use std::io::ErrorKind as IoErrorKind;
-use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
-use std::panic::{AssertUnwindSafe, catch_unwind};
+mod file;
+
+use std::fs::{File, TryLockError};
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::{Receiver, Sender, SyncSender, channel, sync_channel};
 use std::sync::{Arc, PoisonError, RwLock};
 use std::thread::{self, JoinHandle};
 
-use redb::{Builder, Database, ReadableDatabase, ReadableTable, StorageError, Table, TableDefinition};
+use redb::{Database, ReadableDatabase, ReadableTable, StorageError, Table};
 
 use super::limits::{check_change, check_read};
 use super::{Backend, Change, Versioned};
-use crate::error::{Error, Result};
+use crate::error::{Error, ErrorKind, Result};
+use crate::seldom::Seldom;
+pub(super) use file::reason;
+use file::{ENTRIES, REVISION, folder_of, identity};
 
-/// Key → (number of the change that wrote it, value).
-const ENTRIES: TableDefinition<&str, (u64, &[u8])> = TableDefinition::new("entries");
-/// The number of the last change; it stands alone in its table.
-const REVISION: TableDefinition<(), u64> = TableDefinition::new("revision");
-/// redb would take up to 1 GiB; the whole store of a busy centre is smaller than this.
-const CACHE_BYTES: usize = 64 << 20;
 /// How many changes may share one fsync.
 const BATCH: usize = 256;
 
@@ -40,12 +36,22 @@ struct Order {
 impl Embedded {
     /// Opens the store in the file `path`; makes it, and its folder, where absent, for this user alone.
     pub fn open(path: &Path) -> Result<Embedded> {
-        make_folder(folder_of(path))?;
-        if !path.try_exists().map_err(|error| out_of_reach(path, error))? {
-            create(path)?;
+        file::make_folder(folder_of(path))?;
+        if !path.try_exists().map_err(|error| file::refusal(path, error.into()))? {
+            file::create(path)?;
         }
-        keep_private(path)?;
-        let file = Arc::new(StoreFile { path: path.to_owned(), database: RwLock::new(Some(open(path)?)) });
+        file::keep_private(path)?;
+        Self::on(path, file::open(path).map_err(|error| file::refusal(path, error))?)
+    }
+
+    fn on(path: &Path, database: Database) -> Result<Embedded> {
+        let identity = identity(path).map_err(|error| file::refusal(path, error.into()))?;
+        let file = Arc::new(StoreFile {
+            path: path.to_owned(),
+            identity,
+            database: RwLock::new(Some(database)),
+            faults: Seldom::default(),
+        });
         let (orders, receiver) = channel();
         let writer = thread::Builder::new()
             .name("store-writer".to_owned())
@@ -107,6 +113,57 @@ impl Backend for Embedded {
     }
 
     fn resign(&self) {}
+
+    fn file(&self) -> Option<&Path> {
+        Some(&self.file.path)
+    }
+}
+
+/// A store that nobody else can open while this is there, however damaged it is.
+pub struct Held {
+    _lock: Lock,
+    /// What is in it, or why it cannot be read.
+    pub contents: Result<Vec<(String, Vec<u8>)>>,
+}
+
+enum Lock {
+    /// As whoever uses it holds it.
+    Open { _database: Database },
+    /// A damaged one: redb takes this lock on the whole file before it reads.
+    Damaged { _file: File },
+}
+
+/// Takes hold of the store at `path`; nothing if another process has it.
+pub fn hold(path: &Path) -> Result<Option<Held>> {
+    let error = match file::open(path) {
+        Ok(database) => {
+            let entries = entries(&database).map_err(|error| file::refusal(path, error))?;
+            return Ok(Some(Held { _lock: Lock::Open { _database: database }, contents: Ok(entries) }));
+        }
+        Err(redb::Error::DatabaseAlreadyOpen) => return Ok(None),
+        Err(error) => file::refusal(path, error),
+    };
+    if error.kind != ErrorKind::Internal {
+        return Err(error);
+    }
+    let unreadable = |error: std::io::Error| file::refusal(path, error.into());
+    let file = File::open(path).map_err(unreadable)?;
+    match file.try_lock() {
+        Ok(()) => Ok(Some(Held { _lock: Lock::Damaged { _file: file }, contents: Err(error) })),
+        Err(TryLockError::WouldBlock) => Ok(None),
+        Err(TryLockError::Error(error)) => Err(unreadable(error)),
+    }
+}
+
+fn entries(database: &Database) -> Result<Vec<(String, Vec<u8>)>, redb::Error> {
+    let table = database.begin_read()?.open_table(ENTRIES)?;
+    let all = table.iter()?.map(|entry| entry.map(|(key, entry)| (key.value().to_owned(), entry.value().1.to_owned())));
+    Ok(all.collect::<Result<_, _>>()?)
+}
+
+/// Makes the empty file `path` a store of these entries.
+pub fn fill(path: &Path, entries: &[(String, Vec<u8>)]) -> Result<()> {
+    file::fill(path, entries).map_err(|error| file::out_of_reach(path, error))
 }
 
 fn versioned((version, value): (u64, &[u8])) -> Versioned {
@@ -116,7 +173,11 @@ fn versioned((version, value): (u64, &[u8])) -> Versioned {
 /// The open file. After a fault of the disk redb answers nothing more until it is opened anew; then it is `None` for a while.
 struct StoreFile {
     path: PathBuf,
+    /// Which file it is: one that was moved away or replaced must not be written to, since nobody would find that again.
+    identity: (u64, u64),
     database: RwLock<Option<Database>>,
+    /// Faults come with every request while they last.
+    faults: Seldom,
 }
 
 impl StoreFile {
@@ -132,15 +193,30 @@ impl StoreFile {
             self.reopen().map_err(|error| Failure { error, broken: false })?;
         }
         let open = self.database.read().unwrap_or_else(PoisonError::into_inner);
-        open.as_ref().map_or_else(|| Err(Failure { error: self.out_of_reach("closed"), broken: false }), job)
+        open.as_ref().map_or_else(|| Err(self.failure(redb::Error::DatabaseClosed)), job)
     }
 
     fn reopen(&self) -> Result<()> {
         let mut database = self.database.write().unwrap_or_else(PoisonError::into_inner);
         *database = None;
-        *database = Some(open(&self.path)?);
-        log::warn!("{}: opened again after a fault", self.path.display());
+        self.check_place()?;
+        file::forget_cached(&self.path);
+        *database = Some(file::open(&self.path).map_err(|error| file::refusal(&self.path, error))?);
+        if let Some(others) = self.faults.due(()) {
+            log::warn!("{}: opened again after a fault{others}", self.path.display());
+        }
         Ok(())
+    }
+
+    fn check_place(&self) -> Result<()> {
+        let path = self.path.display();
+        let found = identity(&self.path).map_err(|error| file::refusal(&self.path, error.into()))?;
+        if found == self.identity {
+            return Ok(());
+        }
+        Err(Error::unavailable(format!(
+            "the store {path} was replaced by another file while it was in use: put the old one back, or restart the runner"
+        )))
     }
 
     fn read<T>(&self, job: impl Fn(&Database) -> Result<T, redb::Error>) -> Result<T> {
@@ -151,11 +227,7 @@ impl StoreFile {
     fn failure(&self, error: impl Into<redb::Error>) -> Failure {
         let error = error.into();
         let broken = matches!(error, redb::Error::PreviousIo | redb::Error::DatabaseClosed);
-        Failure { error: self.out_of_reach(error), broken }
-    }
-
-    fn out_of_reach(&self, reason: impl std::fmt::Display) -> Error {
-        out_of_reach(&self.path, reason)
+        Failure { error: file::out_of_reach(&self.path, error), broken }
     }
 }
 
@@ -184,6 +256,7 @@ fn write_all(file: &StoreFile, orders: &Receiver<Order>) {
 
 /// Writes a batch in one transaction; each change sees those before it.
 fn write(file: &StoreFile, database: &Database, batch: &[Order]) -> Result<Vec<bool>, Failure> {
+    file.check_place().map_err(|error| Failure { error, broken: false })?;
     let before = |error: redb::Error| file.failure(error);
     let transaction = database.begin_write().map_err(|error| before(error.into()))?;
     let done = {
@@ -214,80 +287,4 @@ fn apply(entries: &mut Table<&str, (u64, &[u8])>, revision: &mut Table<(), u64>,
         entries.remove(key.as_str())?;
     }
     Ok(true)
-}
-
-fn out_of_reach(path: &Path, reason: impl std::fmt::Display) -> Error {
-    Error::unavailable(format!("the store {} is out of reach: {reason}", path.display()))
-}
-
-fn folder_of(path: &Path) -> &Path {
-    path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."))
-}
-
-fn make_folder(folder: &Path) -> Result<()> {
-    let made = DirBuilder::new().recursive(true).mode(0o700).create(folder);
-    made.map_err(|error| Error::unavailable(format!("cannot make the folder {}: {error}", folder.display())))
-}
-
-/// Makes an empty store under another name first: whoever sees the file at `path` sees a whole one, whatever happens here.
-fn create(path: &Path) -> Result<()> {
-    let folder = folder_of(path);
-    let fault = |error: &dyn std::fmt::Display| Error::unavailable(format!("cannot make {}: {error}", path.display()));
-    let draft = tempfile::Builder::new().prefix(".store-").tempfile_in(folder).map_err(|error| fault(&error))?;
-    fill(draft.path()).map_err(|error| fault(&error))?;
-    match draft.persist_noclobber(path) {
-        Err(error) if error.error.kind() != IoErrorKind::AlreadyExists => return Err(fault(&error.error)),
-        // Else it is there: ours, or that of a process which was faster.
-        _ => {}
-    }
-    // The name must survive a power loss as well as the bytes.
-    let synced = File::open(folder).and_then(|folder| folder.sync_all());
-    synced.map_err(|error| fault(&error))
-}
-
-fn fill(path: &Path) -> Result<(), redb::Error> {
-    let database = Database::create(path)?;
-    let transaction = database.begin_write()?;
-    transaction.open_table(ENTRIES)?;
-    transaction.open_table(REVISION)?.insert((), 0)?;
-    transaction.commit()?;
-    Ok(())
-}
-
-/// The store holds the jobs' tokens: nobody else may read it, also when it was copied here by hand.
-fn keep_private(path: &Path) -> Result<()> {
-    let mode = fs::metadata(path).map_err(|error| out_of_reach(path, error))?.permissions().mode();
-    if mode & 0o077 == 0 {
-        return Ok(());
-    }
-    fs::set_permissions(path, Permissions::from_mode(0o600))
-        .map_err(|error| Error::unavailable(format!("{} is open to others and cannot be closed: {error}", path.display())))
-}
-
-/// Opens a file that must be a store. All of it is checked: a damaged one is better refused than served.
-fn open(path: &Path) -> Result<Database> {
-    let opened = catch_unwind(AssertUnwindSafe(|| {
-        let database = Builder::new().set_cache_size(CACHE_BYTES).set_check_integrity_on_open(true).open(path)?;
-        let reader = database.begin_read().map_err(redb::Error::from)?;
-        reader.open_table(ENTRIES)?;
-        reader.open_table(REVISION)?;
-        Ok(database)
-    }));
-    // redb may panic on a file that others have altered.
-    opened.unwrap_or_else(|_| Err(redb::Error::Corrupted("unreadable".to_owned()))).map_err(|error| refusal(path, error))
-}
-
-fn refusal(path: &Path, error: redb::Error) -> Error {
-    let path = path.display();
-    match error {
-        redb::Error::DatabaseAlreadyOpen => Error::unavailable(format!(
-            "the store {path} is in use by another process; parts of the runner that run apart need etcd"
-        )),
-        redb::Error::Io(error) if error.kind() != IoErrorKind::InvalidData && error.kind() != IoErrorKind::UnexpectedEof => {
-            Error::unavailable(format!("the store {path} cannot be opened: {error}"))
-        }
-        error => Error::internal(format!(
-            "{path} is damaged, or no store of the runner ({error}); put back a copy of it, or move it away to begin with an empty one"
-        )),
-    }
 }

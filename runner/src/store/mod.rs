@@ -4,6 +4,7 @@
 //! Every write is one atomic [`Change`], which names the versions that it was made from: what somebody else changed meanwhile
 //! is never overwritten, and a change may be repeated.
 
+pub mod backup;
 mod claims;
 pub mod embedded;
 pub mod etcd;
@@ -61,6 +62,11 @@ pub trait Backend: Send + Sync {
 
     /// Gives up all leads at once, at the end of the program.
     fn resign(&self);
+
+    /// The file on this machine that holds everything, where there is one.
+    fn file(&self) -> Option<&std::path::Path> {
+        None
+    }
 }
 
 /// How long a lead lasts without being kept, in seconds: a crashed leader is replaced within this time and a cycle.
@@ -102,6 +108,11 @@ impl Store {
     /// Whether the database answers.
     pub fn check(&self) -> Result<()> {
         self.backend.get(&[keys::COUNTER.to_owned()]).map(drop)
+    }
+
+    /// Writes a copy of everything into the folder of backups beside the store's file; see [`backup::make`].
+    pub fn back_up(&self, now: Timestamp) -> Result<backup::Made> {
+        backup::make(self.backend.as_ref(), now)
     }
 
     /// Every change goes through here. `effect` says what it does, so that tests can end the program before and after it.
