@@ -8,7 +8,7 @@ use std::sync::mpsc::{Receiver, Sender, SyncSender, channel, sync_channel};
 use std::sync::{Arc, PoisonError, RwLock};
 use std::thread::{self, JoinHandle};
 
-use redb::{Database, ReadableDatabase, ReadableTable, StorageError, Table};
+use redb::{Database, ReadableDatabase, ReadableTable, Table, WriteTransaction};
 
 use super::limits::{check_change, check_read};
 use super::{Backend, Change, Versioned};
@@ -190,7 +190,7 @@ impl StoreFile {
                 Some(outcome) => return outcome,
             }
             drop(open);
-            self.reopen().map_err(|error| Failure { error, broken: false })?;
+            self.reopen().map_err(Failure::before)?;
         }
         let open = self.database.read().unwrap_or_else(PoisonError::into_inner);
         open.as_ref().map_or_else(|| Err(self.failure(redb::Error::DatabaseClosed)), job)
@@ -227,7 +227,7 @@ impl StoreFile {
     fn failure(&self, error: impl Into<redb::Error>) -> Failure {
         let error = error.into();
         let broken = matches!(error, redb::Error::PreviousIo | redb::Error::DatabaseClosed);
-        Failure { error: file::out_of_reach(&self.path, error), broken }
+        Failure { error: file::out_of_reach(&self.path, error), broken, since: None }
     }
 }
 
@@ -235,6 +235,15 @@ impl StoreFile {
 struct Failure {
     error: Error,
     broken: bool,
+    /// A commit that failed half-way, from this revision on: it may have happened.
+    since: Option<u64>,
+}
+
+impl Failure {
+    /// Nothing has happened.
+    fn before(error: Error) -> Self {
+        Self { error, broken: false, since: None }
+    }
 }
 
 /// The writer's life: takes all changes that wait, writes them with one fsync, answers.
@@ -242,11 +251,11 @@ fn write_all(file: &StoreFile, orders: &Receiver<Order>) {
     while let Ok(first) = orders.recv() {
         let mut batch = vec![first];
         batch.extend(orders.try_iter().take(BATCH - 1));
-        let outcome = file.with_database(|database| write(file, database, &batch));
+        let outcome = file.with_database(|database| write(file, database, &batch)).map_err(|failure| settle(file, failure));
         for (index, order) in batch.iter().enumerate() {
             let answer = match &outcome {
                 Ok(done) => Ok(done.get(index).copied().unwrap_or(false)),
-                Err(failure) => Err(failure.error.clone()),
+                Err(error) => Err(error.clone()),
             };
             // Whoever does not wait any more has no use for it.
             let _ = order.answer.send(answer);
@@ -254,32 +263,48 @@ fn write_all(file: &StoreFile, orders: &Receiver<Order>) {
     }
 }
 
+/// Looks into the file whether a commit that failed has happened. Most often it certainly has not, as on a full disk.
+fn settle(file: &StoreFile, failure: Failure) -> Error {
+    let Some(since) = failure.since else { return failure.error };
+    match file.read(|database| revision(&database.begin_read()?.open_table(REVISION)?)) {
+        Ok(now) if now == since => failure.error,
+        _ => Error::unknown(format!("{}; the change may or may not be written", failure.error.message)),
+    }
+}
+
 /// Writes a batch in one transaction; each change sees those before it.
 fn write(file: &StoreFile, database: &Database, batch: &[Order]) -> Result<Vec<bool>, Failure> {
-    file.check_place().map_err(|error| Failure { error, broken: false })?;
+    file.check_place().map_err(Failure::before)?;
     let before = |error: redb::Error| file.failure(error);
     let transaction = database.begin_write().map_err(|error| before(error.into()))?;
-    let done = {
-        let mut entries = transaction.open_table(ENTRIES).map_err(|error| before(error.into()))?;
-        let mut revision = transaction.open_table(REVISION).map_err(|error| before(error.into()))?;
-        batch.iter().map(|order| apply(&mut entries, &mut revision, &order.change)).collect::<Result<Vec<_>, _>>()
-    };
-    let done = done.map_err(|error| before(error.into()))?;
-    transaction.commit().map_err(|error| Failure {
-        error: Error::unknown(format!("{}: the change may or may not be written: {error}", file.path.display())),
-        broken: false,
-    })?;
+    let prepared = prepare(&transaction, batch).map_err(before)?;
+    let (done, since) = prepared;
+    let committed = transaction.commit();
+    committed.map_err(|error| Failure { since: Some(since), broken: false, ..file.failure(error) })?;
     Ok(done)
 }
 
-fn apply(entries: &mut Table<&str, (u64, &[u8])>, revision: &mut Table<(), u64>, change: &Change) -> Result<bool, StorageError> {
+/// Does a batch, but for the commit; which changes happen, and the revision before them.
+fn prepare(transaction: &WriteTransaction, batch: &[Order]) -> Result<(Vec<bool>, u64), redb::Error> {
+    let mut entries = transaction.open_table(ENTRIES)?;
+    let mut numbers = transaction.open_table(REVISION)?;
+    let since = revision(&numbers)?;
+    let done = batch.iter().map(|order| apply(&mut entries, &mut numbers, &order.change)).collect::<Result<_, _>>()?;
+    Ok((done, since))
+}
+
+fn revision(numbers: &impl ReadableTable<(), u64>) -> Result<u64, redb::Error> {
+    Ok(numbers.get(())?.map_or(0, |last| last.value()))
+}
+
+fn apply(entries: &mut Table<&str, (u64, &[u8])>, numbers: &mut Table<(), u64>, change: &Change) -> Result<bool, redb::Error> {
     for (key, version) in &change.expect {
         if entries.get(key.as_str())?.map_or(0, |entry| entry.value().0) != *version {
             return Ok(false);
         }
     }
-    let number = revision.get(())?.map_or(0, |last| last.value()) + 1;
-    revision.insert((), number)?;
+    let number = revision(numbers)? + 1;
+    numbers.insert((), number)?;
     for (key, value) in &change.put {
         entries.insert(key.as_str(), (number, value.as_slice()))?;
     }

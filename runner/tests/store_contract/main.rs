@@ -8,8 +8,10 @@ mod answers;
 mod api;
 mod certificates;
 mod contract;
+mod disk;
 mod embedded;
 mod etcd;
+#[path = "../support/faults.rs"]
 mod faults;
 mod figures;
 mod leads;
@@ -19,3 +21,4 @@ mod security;
 mod server;
 mod space;
 mod throng;
+mod walk;
