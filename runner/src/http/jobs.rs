@@ -116,7 +116,7 @@ impl Api {
 
     /// The file stays on this machine: it holds secrets.
     fn back_up(&self) -> Result<Response> {
-        let made = self.jobs.back_up()?;
+        let made = self.jobs.get().back_up()?;
         Ok(Response::json(200, &json!({"backup": made.name, "records": made.records})))
     }
 }

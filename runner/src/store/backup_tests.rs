@@ -1,7 +1,7 @@
 //! Backups: what is written is read, what is not whole is refused, and a store is replaced only where that was said.
 
 use super::super::embedded::Embedded;
-use super::super::{Change, Store};
+use super::super::{Change, Created, Store};
 use super::*;
 use crate::domain::job::Job;
 use crate::error::ErrorKind;
@@ -102,7 +102,15 @@ fn what_is_wrong_with_a_backup_is_said_with_its_line() {
 
 fn store_with_a_job(path: &Path) {
     let store = Store::new(Box::new(Embedded::open(path).unwrap()));
-    store.create_job(|id| Job { id, cluster: "default".into(), ..Job::default() }).unwrap();
+    create(&store);
+}
+
+fn create(store: &Store) -> u64 {
+    let build = |id| Job { id, cluster: "default".into(), user: "alice".into(), ..Job::default() };
+    match store.create_job(("default", "alice"), None, 100, build).unwrap() {
+        Created::New(job) => job.id,
+        Created::Before(before) => panic!("{before:?}"),
+    }
 }
 
 fn everything(path: &Path) -> Vec<Entry> {
@@ -148,7 +156,7 @@ fn a_store_with_jobs_is_replaced_only_where_that_is_said_and_kept() {
     assert_eq!((everything(&path), everything(&kept)), (moved_on(1000), before));
     assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 2, "nothing else is left");
     let store = Store::new(Box::new(Embedded::open(&path).unwrap()));
-    assert_eq!(store.create_job(|id| Job { id, cluster: "default".into(), ..Job::default() }).unwrap().id, 1002);
+    assert_eq!(create(&store), 1002);
 }
 
 #[test]

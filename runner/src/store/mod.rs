@@ -111,7 +111,7 @@ impl Store {
     }
 
     /// Writes a copy of everything into the folder of backups beside the store's file; see [`backup::make`].
-    pub fn back_up(&self, now: Timestamp) -> Result<backup::Made> {
+    pub fn back_up(&self, now: jiff::Timestamp) -> Result<backup::Made> {
         backup::make(self.backend.as_ref(), now)
     }
 

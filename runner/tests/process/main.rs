@@ -6,9 +6,13 @@
 
 mod admin;
 mod api;
+mod backup;
 mod cluster;
 mod commands;
 mod descriptors;
+mod disk;
+#[path = "../support/faults.rs"]
+mod faults;
 mod inputs;
 mod malformed;
 mod once;

@@ -1,5 +1,6 @@
 //! The program in a folder of its own, and its clients.
 
+use crate::faults::on_a_small_disk;
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use bwvisu_runner::domain::user::User;
@@ -204,6 +205,14 @@ impl Bench {
         Served::attach(child, certificate.as_deref())
     }
 
+    /// The program at work, its state folder on a small disk of its own. Without TLS: its certificate would lie there.
+    pub fn serve_on_a_small_disk(&self, kib: u32) -> Served {
+        fs::create_dir_all(self.path("state")).unwrap();
+        let mut command = on_a_small_disk(self.command().arg("serve"), &self.path("state"), kib);
+        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        Served::attach(command.spawn().unwrap(), None)
+    }
+
     /// Files of the state folder, with their type and mode.
     pub fn state_files(&self) -> Vec<(PathBuf, fs::Metadata)> {
         let (mut files, mut folders) = (Vec::new(), vec![self.path("state")]);
@@ -359,6 +368,18 @@ impl Served {
         let mut answer = Vec::new();
         stream.read_to_end(&mut answer).unwrap();
         String::from_utf8_lossy(&answer).into_owned()
+    }
+
+    /// Asks for a backup of the store.
+    pub fn back_up(&self) -> Answer {
+        let request = self.agent.post(format!("{}/cluster/backup", self.url));
+        Answer::of(request.header("Authorization", basic("bwvisu-web", PASSWORD)).send_empty())
+    }
+
+    /// Whether it answers to the same, and is not killed over it.
+    pub fn try_back_up(&self) -> bool {
+        let request = self.agent.post(format!("{}/cluster/backup", self.url));
+        request.header("Authorization", basic("bwvisu-web", PASSWORD)).send_empty().is_ok()
     }
 
     /// Submits, and expects to be given an id.

@@ -10,6 +10,8 @@ use std::io::{BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStderr, Command, Stdio};
 use std::sync::OnceLock;
+use std::thread;
+use std::time::{Duration, Instant};
 
 /// Whether system calls can be made to kill and to fail here.
 pub fn tracing_works() -> bool {
@@ -123,6 +125,12 @@ impl Drop for Tracer {
     /// Detaches; the process goes on.
     fn drop(&mut self) {
         let _ = Command::new("kill").args(["-INT", &self.child.id().to_string()]).status();
+        let begin = Instant::now();
+        while matches!(self.child.try_wait(), Ok(None)) && begin.elapsed() < Duration::from_secs(3) {
+            thread::sleep(Duration::from_millis(5));
+        }
+        // It may wait for ever for a process that dies just then; its own death detaches as well.
+        let _ = self.child.kill();
         let _ = self.child.wait();
     }
 }
