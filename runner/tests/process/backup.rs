@@ -1,7 +1,7 @@
 //! `store backup` and `store restore`: with the service and without, on what they refuse, and killed at every step.
 
 use crate::api::demo;
-use crate::faults::{CHANGING, Tracer, calls_in, killed_at, quick_folder, tracing_works, walk, watched};
+use crate::caused::{CHANGING, Tracer, calls_in, killed_at, quick_folder, tracing_works, walk, watched};
 use crate::world::{Bench, Ended, PROGRAM, ended, fetch, user};
 use bwvisu_runner::store::backup::{Backup, read};
 use bwvisu_runner::store::embedded::{Embedded, hold};
@@ -343,7 +343,8 @@ fn killed_at_any_step_of_a_backup_the_service_loses_nothing_and_makes_the_next_o
         let ended = served.try_back_up();
         drop(tracer);
         served.kill();
-        for name in backups.is_dir().then(|| names(&backups)).unwrap_or_default() {
+        let left = if backups.is_dir() { names(&backups) } else { BTreeSet::new() };
+        for name in left {
             assert!(name.starts_with(".draft-") || whole(&backups.join(&name)).entries.len() > 20, "{call} {nth}: {name}");
         }
         let served = bench.serve_with(&["--only", "api"]);

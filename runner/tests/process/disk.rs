@@ -1,7 +1,7 @@
 //! `serve` on a disk that is full, and on one whose calls fail.
 
+use crate::caused::{Tracer, fill_up, seen_by, small_disks_work, tracing_works};
 use crate::cluster::Cluster;
-use crate::faults::{Tracer, fill_up, seen_by, small_disks_work, tracing_works};
 use crate::slurm::job;
 use crate::world::{Answer, Served, until};
 use serde_json::{Value, json};

@@ -7,12 +7,12 @@
 mod admin;
 mod api;
 mod backup;
+#[path = "../support/caused.rs"]
+mod caused;
 mod cluster;
 mod commands;
 mod descriptors;
 mod disk;
-#[path = "../support/faults.rs"]
-mod faults;
 mod inputs;
 mod malformed;
 mod once;

@@ -1,6 +1,6 @@
 //! The program in a folder of its own, and its clients.
 
-use crate::faults::on_a_small_disk;
+use crate::caused::on_a_small_disk;
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use bwvisu_runner::domain::user::User;

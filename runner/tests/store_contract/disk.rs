@@ -9,8 +9,8 @@ use bwvisu_runner::error::{Error, ErrorKind};
 use bwvisu_runner::store::embedded::Embedded;
 use bwvisu_runner::store::{Backend, Change};
 
+use crate::caused::{Tracer, fill_up, on_a_small_disk, small_disks_work, tracing_works};
 use crate::contract::{put, value};
-use crate::faults::{Tracer, fill_up, on_a_small_disk, small_disks_work, tracing_works};
 
 /// Names its folder to a test that is run again as a child, and so tells it that it is one.
 const CHILD: &str = "STORE_DISK_CHILD";

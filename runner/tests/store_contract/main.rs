@@ -6,12 +6,13 @@
 
 mod answers;
 mod api;
+#[path = "../support/caused.rs"]
+mod caused;
 mod certificates;
 mod contract;
 mod disk;
 mod embedded;
 mod etcd;
-#[path = "../support/faults.rs"]
 mod faults;
 mod figures;
 mod leads;

@@ -10,7 +10,7 @@ use std::{env, fs, process};
 use bwvisu_runner::store::embedded::Embedded;
 use bwvisu_runner::store::{Backend, Change, Versioned};
 
-use crate::faults::{CHANGING, Tracer, WRITING, calls_in, killed_at, quick_folder, tracing_works, walk, watched};
+use crate::caused::{CHANGING, Tracer, WRITING, calls_in, killed_at, quick_folder, tracing_works, walk, watched};
 
 /// Tells a test that is run again as a child what to do, and where.
 const CHILD: &str = "STORE_WALK_CHILD";
