@@ -16,6 +16,13 @@ fn submit(runner: &Runner, template: &str, variables: &Value) -> Reply {
     runner.api.call("POST", "/jobs", &body)
 }
 
+/// A submission that may be repeated.
+fn submit_named(runner: &Runner) -> Reply {
+    let body = json!({"uid": "alice", "template-name": PORTLESS.0, "variables": {"seconds": "600"}});
+    let headers = [("Authorization", &*runner.api.authorization()), ("Idempotency-Key", "a-key-of-its-own")];
+    runner.api.send("POST", "/jobs", &headers, body.to_string().as_bytes())
+}
+
 fn slurm_id(runner: &Runner, id: &str) -> String {
     runner.api.job(id)["scheduler-job-id"].as_str().unwrap_or_default().to_owned()
 }
@@ -51,12 +58,18 @@ fn slurmctld_stopped_for_half_a_minute_loses_no_job_and_doubles_none() {
     let replies: Vec<Reply> = thread::scope(|scope| {
         let fault = bed.fault("pause-daemon", "ctl", Some("slurmctld"));
         let early: Vec<_> = (0..2).map(|_| scope.spawn(|| submit(&runner, PORTLESS.0, &seconds))).collect();
+        let named = scope.spawn(|| submit_named(&runner));
         let kept = |seen: &Vec<Value>| *seen == ["available", "running", "submitted"];
         throughout("stopped", Duration::from_secs(20), || states(&runner, &jobs), kept);
+        let stale = |job: &Value| job["stale"] == true && job["message"].as_str().unwrap().contains("has not been heard since");
+        until("jobs to be called stale", 5, || runner.api.job(&jobs[0]), stale);
         let late: Vec<_> = (0..2).map(|_| scope.spawn(|| submit(&runner, PORTLESS.0, &seconds))).collect();
         throughout("still stopped", Duration::from_secs(12), || states(&runner, &jobs), kept);
         fault.mend();
-        early.into_iter().chain(late).map(|thread| thread.join().unwrap()).collect()
+        println!("with an Idempotency-Key: {}", named.join().unwrap().status);
+        // Whatever that one was told: asked again, it is the same job.
+        let named = until("the job of the key", 60, || submit_named(&runner), |reply| reply.status == 200);
+        early.into_iter().chain(late).map(|thread| thread.join().unwrap()).chain([named]).collect()
     });
     let answers: Vec<u16> = replies.iter().map(|reply| reply.status).collect();
     println!("submissions to a stopped slurmctld: {answers:?}");
@@ -65,6 +78,7 @@ fn slurmctld_stopped_for_half_a_minute_loses_no_job_and_doubles_none() {
     let accepted = [jobs.clone(), accepted(&replies)].concat();
     assert_accepted_is_in_slurm(&runner, &queue, &accepted);
     assert_eq!(states(&runner, &jobs), ["available", "running", "submitted"]);
+    until("jobs to be fresh", 20, || runner.api.job(&jobs[0]), |job| job["stale"] == false);
     assert_eq!(submit(&runner, PORTLESS.0, &seconds).status, 200, "all is well again");
 }
 
