@@ -444,7 +444,7 @@ pub(crate) fn read_probe(targets: &[Target], report: &str) -> Probe {
 
 /// `Connection to c0 (10.0.0.10) 50000 port [tcp/*] succeeded!`
 fn open_port(words: &str) -> Option<u16> {
-    words.strip_suffix("succeeded!")?.split(" port [").next()?.rsplit(' ').next()?.parse().ok()
+    words.strip_suffix("succeeded!")?.split_once(" port [")?.0.rsplit(' ').next()?.parse().ok()
 }
 
 #[cfg(test)]
