@@ -142,6 +142,9 @@ impl Store {
             let mut grant = before.clone();
             change(&mut grant);
             let mut write = Change { expect: vec![(key.clone(), version)], ..Change::default() };
+            if grant != before {
+                grant.version = GRANT_VERSION;
+            }
             put(&mut write, &key, &grant)?;
             if grant == before || self.commit(effect, &write)? { Ok(Some(Some(grant))) } else { Ok(None) }
         })
@@ -204,7 +207,7 @@ impl Store {
             }
             ledger.add(to);
             let mut change = Change { expect: vec![(key.clone(), version)], ..Change::default() };
-            put(&mut change, &key, to)?;
+            put(&mut change, &key, &Grant { version: GRANT_VERSION, ..to.clone() })?;
             ledger.write(&to.cluster, &mut change)?;
             self.put_closing(&current.closing(Timestamp::now()), &mut change)?;
             Ok(self.commit("move", &change)?.then_some(true))

@@ -1,7 +1,7 @@
 //! Jobs, who owns them, and under which keys they were asked for.
 
 use super::{Change, RECORD_VERSION, Store, decode, keys, put};
-use crate::domain::job::{Job, State};
+use crate::domain::job::{JOB_VERSION, Job, State};
 use crate::error::{Error, Result};
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
@@ -225,6 +225,8 @@ impl Store {
     /// The change that writes `job` in place of version `version`, or moves it to the finished ones.
     fn replacement(&self, key: &str, version: u64, job: &Job) -> Result<Change> {
         let mut change = Change { expect: vec![(key.to_owned(), version)], ..Change::default() };
+        // Whatever version it was read in, it is written in this one.
+        let job = &Job { version: JOB_VERSION, ..job.clone() };
         if job.state == State::Finished {
             change.delete.push(key.to_owned());
             put(&mut change, &keys::finished(&job.cluster, job.id), job)?;
