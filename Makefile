@@ -3,7 +3,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .ONESHELL:
-.PHONY: help demo build test test-fast test-bed check fmt deny clean
+.PHONY: help demo build test soak check fmt deny clean
 
 TARGET := $(shell uname -m)-unknown-linux-musl
 # Where cargo leaves what it builds.
@@ -15,6 +15,7 @@ help:
 	@echo 'make demo    build, and show one job from POST /jobs to the page behind its forwarded port (DEMO_ONCE=1: then end)'
 	@echo 'make build   a static install folder in dist/, ready to be copied to another machine'
 	@echo 'make test    all tests, with a real cluster in network namespaces where this is root'
+	@echo 'make soak    ten minutes (SOAK_SECONDS) of random faults for three runners and three members of etcd; SOAK_SEED repeats them'
 	@echo 'make check   formatting, lints, licences, shell scripts: what CI checks beside the tests'
 
 # For the machine's own libc, so that nothing but Rust is needed.
@@ -45,6 +46,9 @@ build:
 
 test:
 	tests/run
+
+soak:
+	tests/run soak
 
 check: fmt deny
 	cargo clippy --workspace --all-targets --features bwvisu-tests/bed -- -D warnings

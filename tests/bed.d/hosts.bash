@@ -21,7 +21,7 @@ computes() {
 }
 
 all_hosts() {
-  echo ctl cmd0 cmd1 gw0 gw1 runner outside
+  echo ctl cmd0 cmd1 gw0 gw1 runner run1 run2 outside
   computes
 }
 
@@ -31,6 +31,7 @@ role_of() {
     cmd[01]) echo command ;;
     gw[01]) echo gateway ;;
     c[0-9] | c[0-9][0-9]) echo compute ;;
+    run[12]) echo runner ;;
     runner | outside | switch) echo "$1" ;;
     *)
       complain "no host '$1'; there are: $(all_hosts | xargs)"
@@ -48,6 +49,8 @@ octet_of() {
     gw0) echo 5 ;;
     gw1) echo 6 ;;
     runner) echo 7 ;;
+    run1) echo 8 ;;
+    run2) echo 9 ;;
     outside) echo 100 ;;
     c*) echo $((10 + ${1#c})) ;;
   esac
@@ -68,7 +71,7 @@ daemons_of() {
     control) echo munged slurmctld ;;
     command | gateway) echo sshd ;;
     compute) echo slurmd ;;
-    runner) echo etcd ;;
+    runner) [[ $1 != runner ]] || echo etcd ;;
   esac
 }
 
@@ -80,9 +83,9 @@ init_of() {
   grep -qszx -- "$marker" "/proc/$pid/cmdline" && echo "$pid"
 }
 
-# runner and outside see the machine's processes, so that a test can signal what it started there.
+# runners and outside see the machine's processes, so that a test can signal what it started there.
 has_own_processes() {
-  [[ $1 != runner && $1 != outside && $1 != switch ]]
+  [[ $1 != run* && $1 != outside && $1 != switch ]]
 }
 
 # Not `ip netns exec`: that mounts /sys anew, and slurmd then finds no cgroups.

@@ -12,6 +12,7 @@ mod main_path;
 mod nodes;
 mod secrets;
 mod slurm_faults;
+mod soak;
 mod ssh_faults;
 mod templates;
 mod tokens;

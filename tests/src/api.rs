@@ -12,11 +12,13 @@ use ureq::tls::{Certificate, RootCerts, TlsConfig};
 pub const USER: &str = "bwvisu-web";
 
 /// A front end on `outside`, which trusts the runner's certificate alone.
+#[derive(Clone)]
 pub struct Api<'b> {
     bed: &'b Bed,
     url: String,
     certificate: Certificate<'static>,
     password: String,
+    patience: Duration,
 }
 
 /// An answer.
@@ -49,7 +51,13 @@ impl<'b> Api<'b> {
     /// A front end of the API at `url`.
     pub fn new(bed: &'b Bed, url: &str, certificate: &[u8], password: &str) -> Self {
         let certificate = Certificate::from_pem(certificate).unwrap().to_owned();
-        Self { bed, url: url.to_owned(), certificate, password: password.to_owned() }
+        Self { bed, url: url.to_owned(), certificate, password: password.to_owned(), patience: Duration::from_secs(100) }
+    }
+
+    /// The same front end, which waits for an answer no longer than that.
+    #[must_use]
+    pub fn with_patience(&self, patience: Duration) -> Self {
+        Self { patience, ..self.clone() }
     }
 
     /// The header that lets a request in.
@@ -86,7 +94,7 @@ impl<'b> Api<'b> {
             .http_status_as_error(false)
             .allow_non_standard_methods(true)
             .proxy(None)
-            .timeout_global(Some(Duration::from_secs(100)))
+            .timeout_global(Some(self.patience))
             .tls_config(TlsConfig::builder().root_certs(roots).build());
         config.build().into()
     }

@@ -54,6 +54,9 @@ impl Bed {
             // What a test that was killed had put over programs.
             self.sh(host, "awk '$5 ~ \"^/usr/\" { print $5 }' /proc/self/mountinfo | tac | xargs -r -n 1 umount");
         }
+        for host in ["runner", "run1", "run2"] {
+            self.sh(host, "iptables -F");
+        }
         self.sh("cmd0", "squeue --noheader --format=%A | xargs -r scancel --quiet");
         until("the cluster to be empty", 40, || self.sh("cmd0", "squeue --noheader"), |left| left.is_empty());
         until("all nodes to be idle", 30, || self.sh("cmd0", "sinfo -h -o %t"), |states| states.trim() == "idle");

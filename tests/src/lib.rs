@@ -2,6 +2,7 @@
 //!
 //! * [`bed`]: commands on its hosts, connections from its hosts, faults;
 //! * [`runner`]: a real `bwvisu-runner serve` on its host `runner`, to be killed and started again;
+//! * [`member`]: a member of an etcd of several;
 //! * [`api`]: a front end outside; [`keyhole`]: a keyhole-client played by hand;
 //! * [`broken`]: things on a host that are broken for a while; [`slurm`]: what Slurm has;
 //! * [`gateway`] and [`wait`]: what is installed on a gateway, and waiting within a bounded time.
@@ -15,6 +16,7 @@ pub mod bed;
 pub mod broken;
 pub mod gateway;
 pub mod keyhole;
+pub mod member;
 pub mod runner;
 pub mod slurm;
 pub mod wait;

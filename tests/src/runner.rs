@@ -1,4 +1,4 @@
-//! A real `bwvisu-runner serve` on the bed's host `runner`, with a configuration of its own.
+//! A real `bwvisu-runner serve` on one of the bed's hosts for runners, with a configuration of its own.
 
 use crate::api::Api;
 use crate::bed::{Bed, repository};
@@ -36,6 +36,10 @@ pub struct Setup<'s> {
     pub env: Vec<(String, String)>,
     /// Another program than the one that is installed.
     pub program: Option<PathBuf>,
+    /// The host: `runner`, `run1` or `run2`.
+    pub host: &'s str,
+    /// Members of the configuration that are otherwise than usual.
+    pub config: Value,
 }
 
 impl Default for Setup<'_> {
@@ -49,6 +53,8 @@ impl Default for Setup<'_> {
             parts: "",
             env: Vec::new(),
             program: None,
+            host: "runner",
+            config: json!({}),
         }
     }
 }
@@ -58,6 +64,7 @@ pub struct Runner<'b> {
     bed: &'b Bed,
     folder: tempfile::TempDir,
     child: Option<Child>,
+    host: String,
     log_level: String,
     parts: String,
     env: Vec<(String, String)>,
@@ -75,14 +82,15 @@ impl<'b> Runner<'b> {
     /// A runner of this kind, ready to serve.
     pub fn with(bed: &'b Bed, setup: &Setup) -> Self {
         let folder = tempfile::Builder::new().prefix("bwvisu-proof-").tempdir_in("/tmp").unwrap();
-        let certificate = write_certificate(folder.path(), bed);
+        let certificate = write_certificate(folder.path(), bed, setup.host);
         write_templates(&folder.path().join("templates"), setup.templates);
         write_config(folder.path(), bed, setup);
-        let url = format!("https://{}:{API_PORT}", bed.external("runner"));
+        let url = format!("https://{}:{API_PORT}", bed.external(setup.host));
         let api = Api::new(bed, &url, certificate.as_bytes(), PASSWORD);
-        let (log_level, parts, env) = (setup.log.to_owned(), setup.parts.to_owned(), setup.env.clone());
+        let (host, log_level, parts, env) =
+            (setup.host.to_owned(), setup.log.to_owned(), setup.parts.to_owned(), setup.env.clone());
         let program = setup.program.clone().unwrap_or_else(|| dist().join("bin/bwvisu-runner"));
-        let mut runner = Self { bed, folder, child: None, log_level, parts, env, program, api };
+        let mut runner = Self { bed, folder, child: None, host, log_level, parts, env, program, api };
         runner.start_again();
         runner
     }
@@ -97,7 +105,7 @@ impl<'b> Runner<'b> {
         let mut words = vec!["env".to_owned()];
         words.extend(self.env.iter().map(|(name, value)| format!("{name}={value}")));
         words.extend(self.program(&format!("serve{only}")));
-        let mut command = self.bed.command("runner", &words.iter().map(String::as_str).collect::<Vec<_>>());
+        let mut command = self.bed.command(&self.host, &words.iter().map(String::as_str).collect::<Vec<_>>());
         command.env("RUST_LOG", &self.log_level).stdout(Stdio::null()).stderr(log);
         self.child = Some(command.spawn().unwrap());
         let ready = |log: &String| log.matches("ready\n").count() > before;
@@ -128,6 +136,12 @@ impl<'b> Runner<'b> {
     /// The process's number on this machine.
     pub fn pid(&self) -> u32 {
         self.child.as_ref().expect("it runs").id()
+    }
+
+    /// Sends it a signal that it goes on after: SIGSTOP or SIGCONT.
+    pub fn signal(&self, signal: Signal) {
+        let child = self.child.as_ref().expect("it runs");
+        kill_process(Pid::from_child(child), signal).expect("it is ours");
     }
 
     /// All that was logged so far.
@@ -194,8 +208,8 @@ pub fn dist() -> PathBuf {
     dist
 }
 
-fn write_certificate(folder: &Path, bed: &Bed) -> String {
-    let names = vec![bed.external("runner").to_string(), bed.ip("runner").to_string(), "127.0.0.1".to_owned()];
+fn write_certificate(folder: &Path, bed: &Bed, host: &str) -> String {
+    let names = vec![bed.external(host).to_string(), bed.ip(host).to_string(), "127.0.0.1".to_owned()];
     let made = rcgen::generate_simple_self_signed(names).unwrap();
     write_private(&folder.join("key.pem"), &made.signing_key.serialize_pem());
     fs::write(folder.join("certificate.pem"), made.cert.pem()).unwrap();
@@ -235,6 +249,9 @@ fn write_config(folder: &Path, bed: &Bed, setup: &Setup) {
     });
     if setup.trusts_hosts {
         config["ssh"]["known-hosts"] = bed.get("BED_SSH_KNOWN_HOSTS").into();
+    }
+    for (name, value) in setup.config.as_object().into_iter().flatten() {
+        config[name] = value.clone();
     }
     fs::write(folder.join("config.json"), format!("{config:#}")).unwrap();
     write_private(&folder.join("settings.json"), &json!({"api-password": PASSWORD}).to_string());

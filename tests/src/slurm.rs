@@ -26,6 +26,11 @@ impl<'b> Queue<'b> {
         Self { bed, first: next.rsplit(' ').next().and_then(|word| word.parse().ok()).expect("a number") }
     }
 
+    /// The first id that Slurm had not yet given.
+    pub fn first(&self) -> u64 {
+        self.first
+    }
+
     /// Ours among them by name, those that ended a moment ago too. Fails if two have one name.
     pub fn jobs(&self) -> BTreeMap<String, Entry> {
         let text = self.bed.sh("ctl", "squeue --noheader --states=all --format='%A %T %j'");
