@@ -4,13 +4,15 @@ use super::plan::Dice;
 use super::tally::{Entry, Kind, Tally};
 use bwvisu_tests::{Api, Bed, Reply};
 use serde_json::json;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::thread;
+use std::thread::{self, Scope};
 use std::time::{Duration, Instant};
 
 /// More jobs than this are not wanted at a time.
 const LIVE: usize = 20;
-/// So long a front end repeats a request before it calls it lost: longer than anything is broken.
+/// So long after everything was mended a front end repeats a request before it calls it lost. A submission that may have been cut off is
+/// waited for two minutes, by every leader anew.
 const ANSWER_WITHIN: Duration = Duration::from_secs(240);
 /// How long each front end waits for an answer. Who is hasty repeats a request that is still being answered.
 pub const PATIENCE: [Duration; 4] =
@@ -20,7 +22,7 @@ const SECOND_RUN_AFTER: Duration = Duration::from_secs(8);
 
 /// Listens on two ports, and says on both of them whose they are.
 pub const SERVICE: &str = r#"#!/bin/bash
-#SBATCH --time=60 --nodes=1
+#SBATCH --time=60 --nodes=1 --nodelist=c{{node}}
 #KEYHOLE-REQUEST-PORTS 2
 exec python3 -S -E -c '
 import os, select, socket
@@ -76,7 +78,7 @@ impl<'b> Front<'b> {
     /// The same request until somebody answers it: not at all, with 429 or with 5xx is no answer.
     pub fn insist(&self, tally: &Tally, what: (&str, &str), key: Option<&str>, body: &str) -> Option<Reply> {
         let begun = Instant::now();
-        while begun.elapsed() < ANSWER_WITHIN {
+        while tally.mended_for() < ANSWER_WITHIN {
             match self.ask(what.0, what.1, key, body) {
                 Ok(reply) if reply.status != 429 && reply.status < 500 => {
                     tally.took(
@@ -102,7 +104,7 @@ impl<'b> Front<'b> {
 pub struct Worker<'b> {
     bed: &'b Bed,
     tally: &'b Tally,
-    front: Front<'b>,
+    front: Arc<Front<'b>>,
     dice: Dice,
     name: String,
     sent: usize,
@@ -112,16 +114,23 @@ pub struct Worker<'b> {
 impl<'b> Worker<'b> {
     /// Its wishes follow from the seed; what comes of them does not.
     pub fn new(bed: &'b Bed, tally: &'b Tally, apis: &[Api<'b>], seed: u64, number: usize) -> Self {
-        let (front, dice) = (Front::new(apis, PATIENCE[number]), Dice::new(seed, 100 + number as u64));
+        let (front, dice) = (Arc::new(Front::new(apis, PATIENCE[number])), Dice::new(seed, 100 + number as u64));
         Self { bed, tally, front, dice, name: format!("soak-{seed}-{number}"), sent: 0, second_runs: Vec::new() }
     }
 
-    /// Works until the end.
+    /// Works until the end, and until all that it asked for is answered.
     pub fn work(mut self) {
+        thread::scope(|scope| self.work_in(scope));
+    }
+
+    fn work_in<'s>(&mut self, scope: &'s Scope<'s, '_>)
+    where
+        'b: 's,
+    {
         while !self.tally.sleep(self.dice.time((200, 900))) {
             self.begin_second_runs();
             match self.dice.below(20) {
-                0..9 if self.tally.live() < LIVE => self.submit(),
+                0..9 if self.tally.live() < LIVE => self.submit(scope),
                 0..11 => self.cancel(),
                 11..15 => self.requeue(),
                 15..17 => self.release(),
@@ -131,10 +140,14 @@ impl<'b> Worker<'b> {
         }
     }
 
-    fn submit(&mut self) {
+    fn submit<'s>(&mut self, scope: &'s Scope<'s, '_>)
+    where
+        'b: 's,
+    {
+        let node = self.dice.below(4).to_string();
         let (kind, template, variables) = match self.dice.below(10) {
-            0..5 => (Kind::Service, "soak_service.txt", json!({})),
-            5 => (Kind::Held, "soak_held.txt", json!({})),
+            0..5 => (Kind::Service, "soak_service.txt", json!({"node": node})),
+            5 => (Kind::Held, "soak_held.txt", json!({"node": node})),
             6..9 => (Kind::Short, "soak_short.txt", json!({"seconds": (1 + self.dice.below(10)).to_string()})),
             _ => (Kind::Failing, "soak_failing.txt", json!({"code": (1 + self.dice.below(9)).to_string()})),
         };
@@ -142,15 +155,8 @@ impl<'b> Worker<'b> {
         let body = json!({"uid": user, "template-name": template, "variables": variables}).to_string();
         self.sent += 1;
         let key = format!("{}-{}", self.name, self.sent);
-        let Some(reply) = self.front.insist(self.tally, ("POST", "/jobs"), Some(&key), &body) else { return };
-        let id = reply.body["job-id"].as_str().and_then(|id| id.parse().ok());
-        let Some(id) = id.filter(|_| reply.status == 200) else {
-            return self.tally.wrong(format!("{key}: refused: {reply:?}"));
-        };
-        self.tally.count("jobs accepted");
-        if let Some(other) = self.tally.jobs().insert(id, Entry::new(&key, &body, kind)) {
-            self.tally.wrong(format!("job {id} was given for {key} and for {}", other.key));
-        }
+        let (tally, front) = (self.tally, Arc::clone(&self.front));
+        scope.spawn(move || tally.expecting(|| submit(tally, &front, &key, &body, kind)));
     }
 
     /// One of the jobs that are so, which nobody else touches until [`Self::put_back`].
@@ -241,6 +247,20 @@ impl<'b> Worker<'b> {
         let jobs = self.tally.jobs();
         let at = self.dice.below(jobs.len());
         jobs.iter().nth(at).map(|(id, job)| (*id, job.clone()))
+    }
+}
+
+/// Submits a job, however often that must be asked for.
+fn submit(tally: &Tally, front: &Front, key: &str, body: &str, kind: Kind) {
+    let Some(reply) = front.insist(tally, ("POST", "/jobs"), Some(key), body) else { return };
+    let id = reply.body["job-id"].as_str().and_then(|id| id.parse().ok());
+    let Some(id) = id.filter(|_| reply.status == 200) else {
+        return tally.wrong(format!("{key}: refused: {reply:?}"));
+    };
+    tally.count("jobs accepted");
+    let other = tally.jobs().insert(id, Entry::new(key, body, kind));
+    if let Some(other) = other {
+        tally.wrong(format!("job {id} was given for {key} and for {}", other.key));
     }
 }
 

@@ -1,8 +1,8 @@
 //! What all threads of a soak share: what was accepted, what was seen, what was wrong.
 
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -58,7 +58,8 @@ impl Entry {
 /// What all share.
 pub struct Tally {
     begun: Instant,
-    stop: AtomicBool,
+    ended: OnceLock<Instant>,
+    waiting: AtomicUsize,
     jobs: Mutex<BTreeMap<u64, Entry>>,
     wrongs: Mutex<Vec<String>>,
     counts: Mutex<BTreeMap<&'static str, u64>>,
@@ -75,7 +76,8 @@ impl Tally {
     pub fn new() -> Self {
         Self {
             begun: Instant::now(),
-            stop: AtomicBool::new(false),
+            ended: OnceLock::new(),
+            waiting: AtomicUsize::new(0),
             jobs: Mutex::default(),
             wrongs: Mutex::default(),
             counts: Mutex::default(),
@@ -102,12 +104,24 @@ impl Tally {
 
     /// No new job and no new fault from now on.
     pub fn stop(&self) {
-        self.stop.store(true, Ordering::SeqCst);
+        self.ended.get_or_init(Instant::now);
     }
 
     /// Whether that was said.
     pub fn stopped(&self) -> bool {
-        self.stop.load(Ordering::SeqCst)
+        self.ended.get().is_some()
+    }
+
+    /// How long it is since everything was mended, or nothing before.
+    pub fn mended_for(&self) -> Duration {
+        self.ended.get().map(Instant::elapsed).unwrap_or_default()
+    }
+
+    /// Does something that may bring one more job.
+    pub fn expecting(&self, work: impl FnOnce()) {
+        self.waiting.fetch_add(1, Ordering::SeqCst);
+        work();
+        self.waiting.fetch_sub(1, Ordering::SeqCst);
     }
 
     /// Sleeps, but not after the end; whether it has come.
@@ -136,9 +150,9 @@ impl Tally {
         lock(&self.jobs)
     }
 
-    /// How many were not finished when they were last seen.
+    /// How many were not finished when they were last seen, or are being asked for.
     pub fn live(&self) -> usize {
-        self.jobs().values().filter(|job| !job.finished()).count()
+        self.waiting.load(Ordering::SeqCst) + self.jobs().values().filter(|job| !job.finished()).count()
     }
 
     /// All figures, a line each.
