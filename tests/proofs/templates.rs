@@ -110,3 +110,29 @@ cd \"$(mktemp -d)\"
 exec python3 -m http.server \"$KEYHOLE_PORT0\"
 ",
 );
+
+/// Three ports on one node: each says to whoever connects whose it is, and which.
+pub const SEVERAL: (&str, &str) = (
+    "several.txt",
+    r#"#!/bin/bash
+#SBATCH --time=10 --nodes=1
+#KEYHOLE-REQUEST-PORTS 3
+exec python3 -c '
+import os, socket, threading
+def serve(i):
+    door = socket.socket()
+    door.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    door.bind(("", int(os.environ["KEYHOLE_PORT%d" % i])))
+    door.listen(64)
+    while True:
+        guest, _ = door.accept()
+        try:
+            guest.sendall(b"port %d of job {{bwvisu_job_id}}" % i)
+            guest.close()
+        except OSError:
+            pass # it only knocked
+for i in range(3):
+    threading.Thread(target=serve, args=(i,)).start()
+'
+"#,
+);

@@ -49,7 +49,8 @@ impl Bed {
         assert!(status.status.success(), "the bed is not healthy: `tests/bed down; tests/bed up`\n{table}");
     }
 
-    fn clean(&self) {
+    /// Leaves no job, no record, no rule of ours, and nothing over programs.
+    pub fn clean(&self) {
         for host in ["cmd0", "cmd1", "gw0", "gw1"] {
             // What a test that was killed had put over programs.
             self.sh(host, "awk '$5 ~ \"^/usr/\" { print $5 }' /proc/self/mountinfo | tac | xargs -r -n 1 umount");

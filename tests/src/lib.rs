@@ -5,7 +5,9 @@
 //! * [`member`]: a member of an etcd of several;
 //! * [`api`]: a front end outside; [`keyhole`]: a keyhole-client played by hand;
 //! * [`broken`]: things on a host that are broken for a while; [`slurm`]: what Slurm has;
-//! * [`gateway`] and [`wait`]: what is installed on a gateway, and waiting within a bounded time.
+//! * [`gateway`] and [`wait`]: what is installed on a gateway, and waiting within a bounded time;
+//! * [`books`]: store, Slurm and gateways compared; [`effects`]: the names of all points at which the runner can be told to die;
+//! * [`stage`]: a scenario in which it does, and is started again.
 //!
 //! `BWVISU_DIST` names the install folder under test (`dist/` in the repository without it), and the `BED_…` variables the
 //! bed, as for `tests/bed`. A bed that is not up is a failure, never a skip.
@@ -13,16 +15,20 @@
 
 pub mod api;
 pub mod bed;
+pub mod books;
 pub mod broken;
+pub mod effects;
 pub mod gateway;
 pub mod keyhole;
 pub mod member;
 pub mod runner;
 pub mod slurm;
+pub mod stage;
 pub mod wait;
 
 pub use api::{Api, Reply};
 pub use bed::Bed;
 pub use broken::Broken;
 pub use runner::{Runner, Setup};
+pub use stage::Stage;
 pub use wait::until;

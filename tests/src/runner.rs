@@ -81,6 +81,13 @@ impl<'b> Runner<'b> {
 
     /// A runner of this kind, ready to serve.
     pub fn with(bed: &'b Bed, setup: &Setup) -> Self {
+        let mut runner = Self::prepare(bed, setup);
+        runner.start_again();
+        runner
+    }
+
+    /// A runner of this kind that has not been started yet.
+    pub fn prepare(bed: &'b Bed, setup: &Setup) -> Self {
         let folder = tempfile::Builder::new().prefix("bwvisu-proof-").tempdir_in("/tmp").unwrap();
         let certificate = write_certificate(folder.path(), bed, setup.host);
         write_templates(&folder.path().join("templates"), setup.templates);
@@ -90,24 +97,34 @@ impl<'b> Runner<'b> {
         let (host, log_level, parts, env) =
             (setup.host.to_owned(), setup.log.to_owned(), setup.parts.to_owned(), setup.env.clone());
         let program = setup.program.clone().unwrap_or_else(|| dist().join("bin/bwvisu-runner"));
-        let mut runner = Self { bed, folder, child: None, host, log_level, parts, env, program, api };
-        runner.start_again();
-        runner
+        Self { bed, folder, child: None, host, log_level, parts, env, program, api }
     }
 
-    /// Starts the process, which does not run, and waits until it is ready.
-    pub fn start_again(&mut self) {
+    /// Starts the process, which does not run, with more in its environment, and does not wait for anything.
+    pub fn launch(&mut self, environment: &[(&str, &str)]) {
         assert!(self.child.is_none(), "it runs already");
-        let before = self.log().matches("ready\n").count();
-        let path = self.folder.path().join("log");
-        let log = OpenOptions::new().append(true).create(true).open(&path).unwrap();
+        let log = OpenOptions::new().append(true).create(true).open(self.folder.path().join("log")).unwrap();
         let only = if self.parts.is_empty() { String::new() } else { format!(" --only {}", self.parts) };
         let mut words = vec!["env".to_owned()];
         words.extend(self.env.iter().map(|(name, value)| format!("{name}={value}")));
         words.extend(self.program(&format!("serve{only}")));
         let mut command = self.bed.command(&self.host, &words.iter().map(String::as_str).collect::<Vec<_>>());
-        command.env("RUST_LOG", &self.log_level).stdout(Stdio::null()).stderr(log);
-        self.child = Some(command.spawn().unwrap());
+        command.env("RUST_LOG", &self.log_level).env("BWVISU_INSTALL_DIR", dist()).envs(environment.iter().copied());
+        self.child = Some(command.stdout(Stdio::null()).stderr(log).spawn().unwrap());
+    }
+
+    /// How the process ended by itself, if it did.
+    pub fn ended(&mut self) -> Option<ExitStatus> {
+        let status = self.child.as_mut()?.try_wait().unwrap();
+        self.child.take_if(|_| status.is_some());
+        status
+    }
+
+    /// Starts the process, which does not run, and waits until it is ready.
+    pub fn start_again(&mut self) {
+        let before = self.log().matches("ready\n").count();
+        let path = self.folder.path().join("log");
+        self.launch(&[]);
         let ready = |log: &String| log.matches("ready\n").count() > before;
         let look = || {
             let ended = self.child.as_mut().and_then(|child| child.try_wait().unwrap());
@@ -206,6 +223,17 @@ pub fn dist() -> PathBuf {
     let program = dist.join("bin/bwvisu-runner");
     assert!(program.is_file(), "{} is not there: `make build` makes it, or set BWVISU_DIST", program.display());
     dist
+}
+
+/// The build with debug assertions of the program under test, which lies beside this test's own: it can be told to die at a point
+/// of its own (`BWVISU_DIE_AT`).
+pub fn mortal() -> PathBuf {
+    let beside = || std::env::current_exe().unwrap().ancestors().nth(2).unwrap().join("bwvisu-runner");
+    let program = std::env::var_os("BWVISU_DEBUG_RUNNER").map_or_else(beside, PathBuf::from);
+    let text = fs::read(&program).unwrap_or_else(|error| panic!("{}: {error}: `cargo build` makes it", program.display()));
+    let mark = b"BWVISU_DIE_AT";
+    assert!(text.windows(mark.len()).any(|window| window == mark), "{} is no build with debug assertions", program.display());
+    program
 }
 
 fn write_certificate(folder: &Path, bed: &Bed, host: &str) -> String {
