@@ -4,7 +4,6 @@
 mod clocks;
 mod crowd;
 mod desktop;
-mod faults;
 mod gateway_faults;
 mod gateways;
 mod http;
@@ -12,6 +11,7 @@ mod input;
 mod kills;
 mod main_path;
 mod nodes;
+mod outages;
 mod secrets;
 mod slurm_faults;
 mod soak;
