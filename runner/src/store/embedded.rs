@@ -266,7 +266,9 @@ fn write_all(file: &StoreFile, orders: &Receiver<Order>) {
 /// Looks into the file whether a commit that failed has happened. Most often it certainly has not, as on a full disk.
 fn settle(file: &StoreFile, failure: Failure) -> Error {
     let Some(since) = failure.since else { return failure.error };
-    match file.read(|database| revision(&database.begin_read()?.open_table(REVISION)?)) {
+    // Opened anew: what this process still has in its memory is what was there before.
+    let now = file.reopen().and_then(|()| file.read(|database| revision(&database.begin_read()?.open_table(REVISION)?)));
+    match now {
         Ok(now) if now == since => failure.error,
         _ => Error::unknown(format!("{}; the change may or may not be written", failure.error.message)),
     }

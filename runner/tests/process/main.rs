@@ -15,6 +15,7 @@ mod descriptors;
 mod disk;
 mod inputs;
 mod malformed;
+mod old;
 mod once;
 mod reload;
 mod restart;

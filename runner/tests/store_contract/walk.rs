@@ -16,13 +16,13 @@ use crate::caused::{CHANGING, Tracer, WRITING, calls_in, killed_at, quick_folder
 const CHILD: &str = "STORE_WALK_CHILD";
 const FILE: &str = "STORE_WALK_FILE";
 
-type State = Vec<(String, Versioned)>;
+pub type State = Vec<(String, Versioned)>;
 
 /// Changes as jobs cause them: a submission, what was seen, a claim over several ledgers, its end, a finished job that is removed. One value
 /// is larger than all others, so the file grows.
-fn script() -> Vec<Change> {
+pub fn script() -> Vec<Change> {
     let mut script = Vec::new();
-    for job in 1..=4 {
+    for job in 1..=3 {
         let job_key = format!("clusters/default/jobs/{job}");
         let finished = format!("clusters/default/finished/{job}");
         let grant = format!("clusters/default/grants/{job}");
@@ -35,7 +35,7 @@ fn script() -> Vec<Change> {
             put: vec![("next-job-id".into(), record("counter")), (job_key.clone(), record("submitted"))],
             ..Change::default()
         });
-        let details = vec![b'x'; if job == 3 { 3 << 20 } else { 2000 }];
+        let details = vec![b'x'; if job == 2 { 3 << 20 } else { 2000 }];
         script.push(Change { put: vec![(job_key.clone(), details)], ..Change::default() });
         script.push(Change {
             put: [claim, vec![(grant.clone(), record("claimed"))]].concat(),
@@ -57,7 +57,7 @@ fn script() -> Vec<Change> {
 }
 
 /// The store before the script and after each of its changes.
-fn states(path: &Path) -> Vec<State> {
+pub fn states(path: &Path) -> Vec<State> {
     let store = Embedded::open(path).unwrap();
     let mut states = vec![store.scan("").unwrap()];
     for change in script() {
@@ -67,7 +67,7 @@ fn states(path: &Path) -> Vec<State> {
     states
 }
 
-fn state(path: &Path) -> State {
+pub fn state(path: &Path) -> State {
     Embedded::open(path).unwrap_or_else(|error| panic!("it does not open: {error}")).scan("").unwrap()
 }
 
@@ -105,7 +105,7 @@ fn await_go() {
     std::io::stdin().lock().read_line(&mut String::new()).unwrap();
 }
 
-fn is_child() -> bool {
+pub fn is_child() -> bool {
     let what = env::var(CHILD).ok();
     if let Some(what) = &what {
         child(what, Path::new(&env::var_os(FILE).unwrap()));
@@ -113,7 +113,7 @@ fn is_child() -> bool {
     what.is_some()
 }
 
-fn again(command: &mut Command, test: &str, what: &str, path: &Path) -> Child {
+pub fn again(command: &mut Command, test: &str, what: &str, path: &Path) -> Child {
     command.args(["--exact", test, "--nocapture", "--test-threads=1"]).env(CHILD, what).env(FILE, path);
     command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap()
 }
@@ -147,13 +147,13 @@ impl Waiting {
     }
 }
 
-fn said(from: &mut impl Read) -> Vec<String> {
+pub fn said(from: &mut impl Read) -> Vec<String> {
     let mut text = String::new();
     from.read_to_string(&mut text).unwrap();
     text.lines().filter_map(|line| line.split_once("child: ").map(|(_, line)| line.to_owned())).collect()
 }
 
-fn ended(said: &[String]) -> bool {
+pub fn ended(said: &[String]) -> bool {
     said.last().is_some_and(|line| line == "ended")
 }
 
@@ -187,10 +187,12 @@ fn killed_at_any_write_a_store_has_all_that_was_answered_and_nothing_by_halves()
     let folder = quick_folder();
     let states = states(&folder.path().join("model"));
     let calls = calls(WRITING, test, "work", &folder.path().join("watched"));
+    let empty = folder.path().join("empty");
+    drop(Embedded::open(&empty).unwrap());
     let (mut absent, mut there) = (0, 0);
     let points = walk(&calls, |call, nth| {
         let path = folder.path().join(format!("{call}-{nth}"));
-        drop(Embedded::open(&path).unwrap());
+        fs::copy(&empty, &path).unwrap();
         let said = Waiting::new(test, "work", &path).killed_at(call, nth);
         let count = |word: &str| said.iter().filter(|line| line.starts_with(word)).count();
         let (begun, done) = (count("begins "), count("done "));
@@ -209,7 +211,7 @@ fn killed_at_any_write_a_store_has_all_that_was_answered_and_nothing_by_halves()
     println!(
         "killed at {points} writes ({calls:?}): the change under way was absent {absent} times, and there, whole, {there} times"
     );
-    assert!(points > 100 && absent > 100 && there > 20, "{points} writes, {absent} absent, {there} there");
+    assert!(points > 100 && absent > 80 && there > 15, "{points} writes, {absent} absent, {there} there");
 }
 
 fn values(state: State) -> Vec<(String, Vec<u8>)> {
