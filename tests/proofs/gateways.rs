@@ -367,14 +367,14 @@ fn a_job_that_makes_room_for_another_comes_back_with_the_same_ports() {
 #[test]
 fn a_gateway_that_forgot_its_rules_has_them_again_within_one_cycle() {
     let bed = Bed::take();
-    let runner = Runner::with(&bed, &setup(3.0));
+    let runner = Runner::with(&bed, &setup(4.0));
     let id = runner.api.submit("alice", SERVICE.0, &json!({}));
     let job = runner.wait_for(&id, "available", 60);
     let gateway = host_of(&bed, &job);
     let mut times = Vec::new();
-    for at in 0_u64..6 {
+    for at in 0_u64..5 {
         // At different times of the cycle.
-        thread::sleep(Duration::from_millis(3000 + 450 * at));
+        thread::sleep(Duration::from_millis(4000 + 700 * at));
         if at % 2 == 0 {
             forget_rules(&bed, gateway);
         } else {
@@ -388,10 +388,10 @@ fn a_gateway_that_forgot_its_rules_has_them_again_within_one_cycle() {
         times.push(begun.elapsed());
         until("users to get through", 5, || fetch(&bed, &job, "/bytes").is_ok(), |reached| *reached);
     }
-    println!("rules were there again after {times:.1?}, with cycles of 3 s");
+    println!("rules were there again after {times:.1?}, with cycles of 4 s");
     let slowest = times.iter().max().unwrap();
-    // What the cycle itself takes comes on top: on a busy machine up to a second.
-    assert!(*slowest < Duration::from_millis(5000), "one cycle is 3 s: {times:?}");
+    // What the cycle itself takes comes on top: on a busy machine one or two seconds.
+    assert!(*slowest < Duration::from_millis(7500), "one cycle is 4 s: {times:?}");
 }
 
 /// How long each job's rules were there after Slurm showed it as ended.
@@ -426,7 +426,7 @@ fn lifetimes_after_the_end(bed: &Bed, queue: &Queue, names: &BTreeMap<String, St
 fn a_rule_outlives_its_job_by_two_cycles_at_most() {
     let bed = Bed::take();
     let queue = Queue::from_now(&bed);
-    let runner = Runner::with(&bed, &setup(2.0));
+    let runner = Runner::with(&bed, &setup(3.0));
     let ids: Vec<String> = (0..10).map(|_| runner.api.submit("alice", SERVICE.0, &json!({}))).collect();
     let jobs: Vec<Value> = ids.iter().map(|id| runner.wait_for(id, "available", 90)).collect();
     let slurm: BTreeMap<String, String> = queue.jobs().into_iter().map(|(name, entry)| (entry.id, name)).collect();
@@ -437,12 +437,12 @@ fn a_rule_outlives_its_job_by_two_cycles_at_most() {
         // Past the runner, so that it learns of each end by its own looks alone; at all times of the cycle.
         for job in &jobs {
             bed.sh("cmd1", &format!("scancel {}", job["scheduler-job-id"].as_str().unwrap()));
-            thread::sleep(Duration::from_millis(450));
+            thread::sleep(Duration::from_millis(650));
         }
         watching.join().unwrap()
     });
-    println!("rules outlived their jobs by {times:.1?}, with cycles of 2 s");
+    println!("rules outlived their jobs by {times:.1?}, with cycles of 3 s");
     let longest = times.iter().max().unwrap();
-    assert!(*longest < Duration::from_millis(5500), "two cycles are 4 s, and a busy machine's looks come on top: {times:?}");
+    assert!(*longest < Duration::from_millis(8500), "two cycles are 6 s, and a busy machine's looks come on top: {times:?}");
     nothing_left(&bed, &queue, &runner);
 }
