@@ -10,6 +10,7 @@ use serde_json::Value;
 use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader};
 use std::process::{Child, ChildStdout, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -29,27 +30,52 @@ struct Event {
 
 type Events = Arc<Mutex<BTreeMap<(i64, String), Event>>>;
 
-/// One `etcdctl watch` at each member: whichever tells first is believed.
+/// One `etcdctl watch` at each member, begun anew whenever it ends: whichever tells first is believed.
 pub struct Leads {
     events: Events,
-    children: Vec<Child>,
+    ended: Arc<AtomicBool>,
+    watchers: Vec<Arc<Mutex<Child>>>,
 }
 
 impl Leads {
     /// Listens from now on.
     pub fn watch(bed: &Bed, hosts: &[&str]) -> Self {
-        let events = Events::default();
-        let mut children = Vec::new();
+        let mut leads = Self { events: Events::default(), ended: Arc::default(), watchers: Vec::new() };
         for host in hosts {
             let endpoint = format!("{}:{CLIENT_PORT}", bed.ip(host));
-            let words = ["env", "ETCDCTL_API=3", "etcdctl", "--endpoints", &endpoint, "watch", "--prefix", PREFIX, "-w", "json"];
-            let mut child = bed.command(host, &words).stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
-            let output = child.stdout.take().unwrap();
-            let events = Arc::clone(&events);
-            thread::spawn(move || listen(output, &events));
-            children.push(child);
+            // From the first revision on, so that nothing is missed that happened in between.
+            let words = [
+                "env",
+                "ETCDCTL_API=3",
+                "etcdctl",
+                "--endpoints",
+                &endpoint,
+                "watch",
+                "--prefix",
+                PREFIX,
+                "--rev=1",
+                "-w",
+                "json",
+            ];
+            let mut command = bed.command(host, &words);
+            command.stdout(Stdio::piped()).stderr(Stdio::null());
+            let watcher = Arc::new(Mutex::new(command.spawn().unwrap()));
+            let (events, ended, kept) = (Arc::clone(&leads.events), Arc::clone(&leads.ended), Arc::clone(&watcher));
+            leads.watchers.push(watcher);
+            thread::spawn(move || {
+                while !ended.load(Ordering::SeqCst) {
+                    let output = lock(&kept).stdout.take();
+                    output.into_iter().for_each(|output| listen(output, &events));
+                    let _ = lock(&kept).wait();
+                    thread::sleep(Duration::from_millis(200));
+                    let mut child = lock(&kept);
+                    if !ended.load(Ordering::SeqCst) {
+                        *child = command.spawn().unwrap();
+                    }
+                }
+            });
         }
-        Self { events, children }
+        leads
     }
 
     /// All changes so far, in etcd's order.
@@ -107,9 +133,10 @@ impl Leads {
 
 impl Drop for Leads {
     fn drop(&mut self) {
-        for child in &mut self.children {
-            let _ = child.kill();
-            let _ = child.wait();
+        self.ended.store(true, Ordering::SeqCst);
+        for watcher in &self.watchers {
+            let _ = lock(watcher).kill();
+            let _ = lock(watcher).wait();
         }
     }
 }

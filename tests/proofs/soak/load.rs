@@ -10,7 +10,7 @@ use std::thread::{self, Scope};
 use std::time::{Duration, Instant};
 
 /// More jobs than this are not wanted at a time.
-const LIVE: usize = 20;
+const LIVE: usize = 24;
 /// So long after everything was mended a front end repeats a request before it calls it lost. A submission that may have been cut off is
 /// waited for two minutes, by every leader anew.
 const ANSWER_WITHIN: Duration = Duration::from_secs(240);
@@ -178,9 +178,11 @@ impl<'b> Worker<'b> {
     fn cancel(&mut self) {
         // A job that ends by itself is mostly left to do so.
         let spare = self.dice.below(4) > 0;
+        // Most services are used for a while first.
+        let patience = |job: &Entry| Duration::from_secs(if job.state == "available" { 8 } else { 45 });
         let wanted = |job: &Entry| {
             let stays = matches!(job.kind, Kind::Service | Kind::Held);
-            !job.finished() && !job.cancelled && (stays || !spare) && job.since.elapsed() > Duration::from_secs(5)
+            !job.finished() && !job.cancelled && (stays || !spare) && (!spare || job.since.elapsed() > patience(job))
         };
         let Some((id, _)) = self.take(wanted) else { return };
         if let Some(job) = self.tally.jobs().get_mut(&id) {

@@ -142,7 +142,7 @@ impl Plan {
     /// Enough faults for `time`.
     pub fn new(seed: u64, time: Duration, gateway_down: Duration) -> Self {
         // A connection that breaks in silence is noticed some 15 seconds later, and only then does the gateway count as down.
-        let unplugged = (gateway_down.as_millis() as u64 + 20_000, gateway_down.as_millis() as u64 + 32_000);
+        let unplugged = (gateway_down.as_millis() as u64 + 25_000, gateway_down.as_millis() as u64 + 40_000);
         let others = move |kind: usize, dice: &mut Dice| match kind {
             0 | 1 => (Fault::UnplugGateway(dice.below(2)), dice.time(unplugged)),
             2 | 3 => (Fault::FlushGateway(dice.below(2)), Duration::ZERO),
@@ -150,22 +150,28 @@ impl Plan {
             _ => (Fault::PauseSlurm, Duration::from_secs(10)),
         };
         Self {
-            runners: lane(Dice::new(seed, 1), time, 9, runner_fault),
-            members: lane(Dice::new(seed, 2), time, 6, member_fault),
-            others: lane(Dice::new(seed, 3), time, 6, others),
+            runners: lane(Dice::new(seed, 1), (time, (1500, 6000)), 9, runner_fault),
+            // All stands still without etcd: there are times when it is whole.
+            members: lane(Dice::new(seed, 2), (time, (4000, 14_000)), 6, member_fault),
+            others: lane(Dice::new(seed, 3), (time, (1500, 6000)), 6, others),
         }
     }
 }
 
 /// Draws kinds of faults as from a bag: each comes once before any comes again.
-fn lane(mut dice: Dice, time: Duration, kinds: usize, draw: impl Fn(usize, &mut Dice) -> (Fault, Duration)) -> Vec<Step> {
+fn lane(
+    mut dice: Dice,
+    (time, pauses): (Duration, (u64, u64)),
+    kinds: usize,
+    draw: impl Fn(usize, &mut Dice) -> (Fault, Duration),
+) -> Vec<Step> {
     let (mut steps, mut bag, mut planned) = (Vec::new(), Vec::new(), Duration::ZERO);
     while planned < time {
         if bag.is_empty() {
             bag = (0..kinds).collect();
         }
         let kind = bag.swap_remove(dice.below(bag.len()));
-        let pause = dice.time((1500, 6000));
+        let pause = dice.time(pauses);
         let (fault, time) = draw(kind, &mut dice);
         planned += pause + time;
         steps.push(Step { pause, fault, time });
