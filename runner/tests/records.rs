@@ -294,7 +294,7 @@ fn grants_of_version_1_go_on_are_withdrawn_and_free_their_ports() {
     // As the watcher does with it.
     let left = store.close_grant(&closing).unwrap().expect("something is left to be done");
     assert!(taken(50110, 3));
-    assert_eq!(store.closings(CLUSTER, GATEWAY).unwrap().as_slice(), [left.clone()]);
+    assert_eq!(store.closings(CLUSTER, GATEWAY).unwrap().as_slice(), std::slice::from_ref(&left));
     store.release(&left).unwrap();
     assert!(!taken(50110, 3), "now they are given again");
     for job in [4, 7, 9] {
