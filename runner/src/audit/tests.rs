@@ -163,6 +163,17 @@ fn every_kind_of_disagreement_is_found_by_its_name() {
 }
 
 #[test]
+fn a_job_that_ended_and_was_forgotten_here_is_no_stranger_in_the_scheduler_and_one_that_runs_is() {
+    for (phase, expected) in [(Phase::Ended(Outcome::Completed), 0), (Phase::Completing, 0), (Phase::Running, 1)] {
+        let old = Job { id: 3, name: "bwvisu-3-ab1200000003".into(), ..job() };
+        let mut view = view();
+        view.names.push(old.name.clone());
+        view.seen.as_mut().unwrap().push(seen(&old, phase.clone()));
+        assert_eq!(compare(&view).len(), expected, "{phase:?}: {:?}", compare(&view));
+    }
+}
+
+#[test]
 fn jobs_of_other_installations_are_not_ours() {
     let cases = [
         ("bwvisu-7-ab1200000000", true),
