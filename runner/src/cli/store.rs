@@ -20,7 +20,7 @@ pub enum StoreCommand {
         /// Where the running service is
         #[command(flatten)]
         api: ApiArgs,
-        /// Replace FILE if it is there
+        /// Replace FILE if it is there, and a regular file
         #[arg(long)]
         force: bool,
         /// Where to
@@ -31,7 +31,7 @@ pub enum StoreCommand {
         /// Also in place of a store that holds jobs; it is kept beside the new one
         #[arg(long)]
         replace: bool,
-        /// A backup
+        /// A backup that nobody but root, you and the owner of the store's folder may write to
         file: PathBuf,
     },
 }
@@ -42,20 +42,32 @@ pub fn run(named: Option<&Path>, command: &StoreCommand) -> Result<ExitCode> {
     let store = embedded_file(&config)?;
     match command {
         StoreCommand::Backup { api, force, file } => {
-            if file != Path::new("-") && !force && file.symlink_metadata().is_ok() {
-                return Err(backup::is_there(file));
+            if !is_standard(file) {
+                backup::check_target(file, *force)?;
             }
             match embedded::hold(store)? {
                 Some(held) => write(file, *force, &held.contents?)?,
                 None => copy(&ask(named, api, store)?, file, *force)?,
             }
-            if file != Path::new("-") {
-                println!("{} is written; it holds the jobs' tokens: keep it as safe as the store itself", file.display());
+            if !is_standard(file) {
+                report(file);
             }
         }
         StoreCommand::Restore { replace, file } => restore(store, file, *replace)?,
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// Whether `file` stands for standard output or standard input.
+fn is_standard(file: &Path) -> bool {
+    file == Path::new("-")
+}
+
+fn report(file: &Path) {
+    println!("{} is written; it holds the jobs' tokens: keep it as safe as the store itself", file.display());
+    if let Some(exposure) = backup::exposure(file) {
+        eprintln!("bwvisu-runner: warning: {exposure}");
+    }
 }
 
 fn embedded_file(config: &Config) -> Result<&Path> {
@@ -70,7 +82,7 @@ fn write(file: &Path, force: bool, entries: &[(String, Vec<u8>)]) -> Result<()> 
 }
 
 fn output(file: &Path, force: bool, write: impl FnOnce(&mut dyn io::Write) -> io::Result<()>) -> Result<()> {
-    if file == Path::new("-") {
+    if is_standard(file) {
         return write(&mut io::stdout().lock()).map_err(|e| Error::unavailable(format!("standard output: {e}")));
     }
     backup::save(file, force, write)
@@ -101,7 +113,7 @@ fn copy(made: &Path, file: &Path, force: bool) -> Result<()> {
 }
 
 fn restore(store: &Path, file: &Path, replace: bool) -> Result<()> {
-    let backup = backup::read(input(file)?).map_err(|error| error.within(file.display()))?;
+    let backup = backup::read(input(file, store)?).map_err(|error| error.within(file.display()))?;
     let (at, program) = (backup.at, backup.program.clone());
     let done = backup::restore(backup, store, replace, Timestamp::now())?;
     println!("{}: {} records of {at:.0}, written by version {program}", store.display(), done.records);
@@ -117,10 +129,9 @@ fn restore(store: &Path, file: &Path, replace: bool) -> Result<()> {
     Ok(())
 }
 
-fn input(file: &Path) -> Result<Box<dyn BufRead>> {
-    if file == Path::new("-") {
+fn input(file: &Path, store: &Path) -> Result<Box<dyn BufRead>> {
+    if is_standard(file) {
         return Ok(Box::new(io::stdin().lock()));
     }
-    let file = File::open(file).map_err(|e| Error::bad_input(format!("{}: {e}", file.display())))?;
-    Ok(Box::new(BufReader::new(file)))
+    Ok(Box::new(BufReader::new(backup::open(file, store)?)))
 }

@@ -10,6 +10,10 @@
 //!
 //! The last line is about all bytes before it. A backup holds the tokens of all jobs that are not finished.
 
+mod place;
+
+pub use place::{check_target, exposure, open};
+
 use super::{Backend, RECORD_VERSION, embedded, keys};
 use crate::error::{Error, Result};
 use crate::folder::{check_own, make_private};
@@ -185,25 +189,21 @@ fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
-/// Writes a file for its owner alone: whole or not at all, and never over another unless `replace`.
+/// Writes a file for its owner alone: whole or not at all, and over another regular file only if `replace`.
 pub fn save(file: &Path, replace: bool, write: impl FnOnce(&mut dyn Write) -> io::Result<()>) -> Result<()> {
     let failed =
         |error: io::Error| Error::unavailable(format!("{} cannot be written: {}", file.display(), embedded::reason(&error)));
     let folder = folder_of(file);
     let mut draft = draft(folder).map_err(failed)?;
     write(draft.as_file_mut()).and_then(|()| draft.as_file().sync_all()).map_err(failed)?;
+    check_target(file, replace)?;
     let named = if replace { draft.persist(file) } else { draft.persist_noclobber(file) };
     match named {
-        Err(error) if error.error.kind() == io::ErrorKind::AlreadyExists => return Err(is_there(file)),
+        Err(error) if error.error.kind() == io::ErrorKind::AlreadyExists => return Err(place::is_there(file)),
         Err(error) => return Err(failed(error.error)),
         Ok(_) => {}
     }
     sync_folder(folder).map_err(failed)
-}
-
-/// The answer to an existing file.
-pub fn is_there(file: &Path) -> Error {
-    Error::conflict(format!("{} is there already: name another file, or add --force", file.display()))
 }
 
 fn draft(folder: &Path) -> io::Result<NamedTempFile> {

@@ -13,7 +13,7 @@ use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-type Entries = Vec<(String, Vec<u8>)>;
+pub type Entries = Vec<(String, Vec<u8>)>;
 
 fn whole(file: &Path) -> Backup {
     read(fs::read(file).unwrap().as_slice()).unwrap_or_else(|error| panic!("{}: {error}", file.display()))
@@ -23,17 +23,17 @@ fn mode(path: &Path) -> u32 {
     fs::metadata(path).unwrap().permissions().mode() & 0o777
 }
 
-fn refused(ended: &Ended, words: &[&str]) {
+pub fn refused(ended: &Ended, words: &[&str]) {
     assert_eq!(ended.code, Some(1), "{ended:?}");
     assert_eq!(ended.stderr.lines().count(), 1, "one line: {}", ended.stderr);
     words.iter().for_each(|word| assert!(ended.stderr.contains(word), "{word}: {}", ended.stderr));
 }
 
-fn backup(bench: &Bench, words: &[&str]) -> Ended {
+pub fn backup(bench: &Bench, words: &[&str]) -> Ended {
     bench.run(&[&["store", "backup"], words].concat())
 }
 
-fn restore(bench: &Bench, words: &[&str]) -> Ended {
+pub fn restore(bench: &Bench, words: &[&str]) -> Ended {
     bench.run(&[&["store", "restore"], words].concat())
 }
 
@@ -169,11 +169,11 @@ fn a_store_of_another_account_is_refused_with_both_accounts() {
     }
 }
 
-fn store(bench: &Bench) -> PathBuf {
+pub fn store(bench: &Bench) -> PathBuf {
     bench.path("state/store.redb")
 }
 
-fn furnish(store: &Path, word: &str) {
+pub fn furnish(store: &Path, word: &str) {
     let opened = Embedded::open(store).unwrap();
     let record =
         |key: String| (key, format!("{{\"version\":1,\"word\":\"{word}\",\"much\":\"{}\"}}", "x".repeat(3000)).into_bytes());
@@ -182,17 +182,17 @@ fn furnish(store: &Path, word: &str) {
     assert!(opened.commit(&Change { put, ..Change::default() }).unwrap());
 }
 
-fn contents(store: &Path) -> Entries {
+pub fn contents(store: &Path) -> Entries {
     hold(store).unwrap().expect("nobody has it").contents.unwrap()
 }
 
-fn moved_on(mut entries: Entries) -> Entries {
+pub fn moved_on(mut entries: Entries) -> Entries {
     entries.last_mut().unwrap().1 = br#"{"next":1021,"version":1}"#.to_vec();
     entries
 }
 
 /// The files of a folder.
-fn names(folder: &Path) -> BTreeSet<String> {
+pub fn names(folder: &Path) -> BTreeSet<String> {
     fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect()
 }
 

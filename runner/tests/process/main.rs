@@ -7,6 +7,7 @@
 mod admin;
 mod api;
 mod backup;
+mod backup_files;
 #[path = "../support/caused.rs"]
 mod caused;
 mod cluster;
