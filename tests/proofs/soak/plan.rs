@@ -141,8 +141,9 @@ pub struct Plan {
 impl Plan {
     /// Enough faults for `time`.
     pub fn new(seed: u64, time: Duration, gateway_down: Duration) -> Self {
-        // A connection that breaks in silence is noticed some 15 seconds later, and only then does the gateway count as down.
-        let unplugged = (gateway_down.as_millis() as u64 + 25_000, gateway_down.as_millis() as u64 + 40_000);
+        // A connection that breaks in silence is noticed some 15 seconds later, only then does the gateway count as down, and every new
+        // leader counts anew.
+        let unplugged = (gateway_down.as_millis() as u64 + 32_000, gateway_down.as_millis() as u64 + 57_000);
         let others = move |kind: usize, dice: &mut Dice| match kind {
             0 | 1 => (Fault::UnplugGateway(dice.below(2)), dice.time(unplugged)),
             2 | 3 => (Fault::FlushGateway(dice.below(2)), Duration::ZERO),
