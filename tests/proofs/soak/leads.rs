@@ -115,7 +115,8 @@ impl Leads {
     pub fn judge(&self, tally: &Tally, caused: &[Caused], hosts: &[&str]) {
         for one in caused {
             let Some(peer) = one.fault.runner() else { continue };
-            let quiet = !caused.iter().any(|other| other.fault.member() && other.overlaps(one, Duration::from_secs(3)));
+            let quiet = !one.fault.member()
+                && !caused.iter().any(|other| other.fault.member() && other.overlaps(one, Duration::from_secs(3)));
             for time in self.handed_over(hosts[peer], one.begun).into_iter().flatten() {
                 // Later than this, it was for another reason.
                 if time > one.mended.duration_since(one.begun) + Duration::from_secs(10) {

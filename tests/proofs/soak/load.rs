@@ -179,7 +179,7 @@ impl<'b> Worker<'b> {
         // A job that ends by itself is mostly left to do so.
         let spare = self.dice.below(4) > 0;
         // Most services are used for a while first.
-        let patience = |job: &Entry| Duration::from_secs(if job.state == "available" { 8 } else { 45 });
+        let patience = |job: &Entry| Duration::from_secs(if job.state == "available" { 25 } else { 45 });
         let wanted = |job: &Entry| {
             let stays = matches!(job.kind, Kind::Service | Kind::Held);
             !job.finished() && !job.cancelled && (stays || !spare) && (!spare || job.since.elapsed() > patience(job))
