@@ -194,7 +194,7 @@ impl<'b> Worker<'b> {
 
     fn requeue(&mut self) {
         let wanted = |job: &Entry| {
-            job.kind == Kind::Service && !job.cancelled && job.state == "available" && job.since.elapsed().as_secs() >= 3
+            job.kind == Kind::Service && !job.cancelled && job.state == "available" && job.since.elapsed().as_secs() >= 15
         };
         let Some((id, job)) = self.take(wanted) else { return };
         let Some(slurm) = job.slurm else { return self.put_back(id) };
