@@ -88,6 +88,20 @@ impl Admin {
         self.gateway(cluster, address)
     }
 
+    /// Forgets a gateway that is no longer configured: what was still to be removed there is taken for removed. Returns for how many jobs.
+    pub fn forget(&self, address: &str) -> Result<usize> {
+        if self.clusters.iter().any(|cluster| cluster.gateway(address).is_some()) {
+            return Err(Error::conflict(format!("gateway {address} is configured; only one that is not can be forgotten")));
+        }
+        let mut closings = Vec::new();
+        for cluster in &self.clusters {
+            closings.extend(self.store.closings(&cluster.name, address)?);
+        }
+        closings.iter().try_for_each(|closing| self.store.release(closing))?;
+        log::info!("gateway {address}: forgotten; {} forwardings are taken for removed", closings.len());
+        Ok(closings.len())
+    }
+
     /// Compares store, scheduler and gateways; with `mend` it first does what the watchers would.
     pub fn audit(&self, mend: bool) -> Result<Report> {
         audit::audit(&self.store, &self.clusters, mend)

@@ -192,6 +192,8 @@ impl Keyhole {
 
     /// Takes an earlier run's ports back, if that can be done now; a gateway that does not answer does not keep the job waiting.
     fn withdraw_earlier(&self, cluster: &Cluster, grant: &Grant) -> Result<()> {
+        let remember = |job: &mut Job| job.former = Some(grant.former());
+        self.store.update_job(&grant.cluster, grant.job, "remember-ports", remember)?;
         let Some(closing) = self.store.close_grant(grant)? else { return Ok(()) };
         if self.rests(&grant.gateway) {
             return Ok(());
@@ -227,7 +229,7 @@ impl Keyhole {
         for gateway in self.choice(cluster, former.map(|former| former.gateway.as_str()))? {
             let search = search::Search { store: &self.store, cluster, gateway, job, request, former };
             let claimed = if self.static_forwarding { search.fixed() } else { search.run() };
-            match claimed.and_then(|grant| self.install_claimed(cluster, gateway, &grant, false).map(|()| grant)) {
+            match claimed.and_then(|grant| self.install_claimed(cluster, gateway, &grant).map(|()| grant)) {
                 Ok(grant) => return Ok(grant),
                 // The job's other request was faster; no gateway is to blame.
                 Err(error) if error.kind == ErrorKind::Conflict => return Err(Error::unavailable(error.message)),
@@ -249,9 +251,10 @@ impl Keyhole {
         Err(Error { kind, message: format!("no gateway could forward the ports: {}", last.message), ..last })
     }
 
-    /// Installs what was just claimed, or gives the claim back if nothing of it is installed. A claim that is `resumed` may have been
-    /// installed by the try before: its ports are free only when the watcher has seen to its rules.
-    fn install_claimed(&self, cluster: &Cluster, gateway: &dyn Gateway, grant: &Grant, resumed: bool) -> Result<()> {
+    /// Installs what was just claimed, or gives the claim back if nothing of it is installed. A claim that another try has gone on with
+    /// stays, and one that goes on may have been installed by the try before: its ports are free only when the watcher has seen to
+    /// its rules.
+    fn install_claimed(&self, cluster: &Cluster, gateway: &dyn Gateway, grant: &Grant) -> Result<()> {
         let installed = match self.install(cluster, gateway, &grant.blocks(), "install") {
             Ok(unresolved) if unresolved.contains(&grant.target) => {
                 Err(Error::bad_gateway(format!("gateway {} cannot resolve {}", gateway.address(), grant.target)))
@@ -262,8 +265,9 @@ impl Keyhole {
         };
         if let Err(error) = &installed
             && error.kind != ErrorKind::Unknown
-            && let Some(closing) = self.store.close_grant(grant)?
-            && !resumed
+            && let Some(closing) = self.store.close_claim(grant)?
+            // Nobody but us has ever tried to install it.
+            && grant.attempt == 0
         {
             self.store.release(&closing)?;
         }
@@ -280,7 +284,16 @@ impl Keyhole {
             GrantState::Claimed | GrantState::Closing => {}
         }
         let gateway = cluster.gateway(&grant.gateway).ok_or_else(|| Error::unavailable("the gateway is no longer configured"))?;
-        self.install_claimed(cluster, gateway, grant, true)
+        // From now on the try before, which may still be at it, leaves the claim alone.
+        let mine = self.store.update_grant(&grant.cluster, grant.job, "resume", |now| {
+            if now.nonce == grant.nonce && now.state == GrantState::Claimed {
+                now.attempt += 1;
+            }
+        })?;
+        match mine {
+            Some(mine) if mine.nonce == grant.nonce => self.install_claimed(cluster, gateway, &mine),
+            _ => Err(Error::unavailable("the job's ports are being assigned anew; try again")),
+        }
     }
 
     fn activate(&self, grant: &Grant) -> Result<()> {
@@ -340,8 +353,8 @@ fn answer(grant: &Grant, nonce: Nonce, token: &Token) -> Answer {
     Answer { body, signature }
 }
 
-/// Whether the forwardings of a job should be there at all.
-pub fn keeps_ports(job: Option<&Job>) -> bool {
-    // Submitted again means that the scheduler started it anew: the next run asks for itself.
-    job.is_some_and(|job| !matches!(job.state, State::Finished | State::Submitted))
+/// Whether a grant's forwardings should be there at all.
+pub fn keeps_ports(grant: &Grant, job: Option<&Job>) -> bool {
+    // Submitted again means that the scheduler started it anew: each run asks for itself.
+    job.is_some_and(|job| !matches!(job.state, State::Finished | State::Submitted) && grant.run >= job.run)
 }

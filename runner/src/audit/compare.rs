@@ -86,7 +86,7 @@ fn twice(view: &View, seen: &[Seen], add: &mut impl FnMut(&'static str, String))
 fn grants(view: &View, add: &mut impl FnMut(&'static str, String)) {
     let job = |id: u64| view.jobs.iter().find(|job| job.id == id);
     for grant in &view.grants {
-        if !keeps_ports(job(grant.job)) {
+        if !keeps_ports(grant, job(grant.job)) {
             add("grant-without-job", format!("job {} does not run, and has ports on {}", grant.job, grant.gateway));
         }
         if grant.state == GrantState::Moving {
@@ -149,10 +149,10 @@ fn nodes(view: &View, add: &mut impl FnMut(&'static str, String)) {
 fn overlaps(ranges: impl Iterator<Item = (u64, PortRange)>, found: &mut impl FnMut(String)) {
     let mut ranges: Vec<_> = ranges.collect();
     ranges.sort_by_key(|(_, range)| *range);
-    for pair in ranges.windows(2) {
-        let ((one, first), (other, second)) = (pair[0], pair[1]);
+    for (at, (one, first)) in ranges.iter().enumerate() {
+        let reached = ranges[at + 1..].iter().take_while(|(_, second)| second.lo <= first.hi);
         // A job that was moved holds its ports inside for each gateway that leads to them.
-        if second.lo <= first.hi && one != other {
+        for (other, second) in reached.filter(|(other, _)| other != one) {
             found(format!("{first} of job {one} and {second} of job {other} overlap"));
         }
     }

@@ -45,6 +45,7 @@ fn grant() -> Grant {
         nonce: "n".into(),
         state: GrantState::Active,
         confirmed: true,
+        attempt: 0,
         gateway: "gw0".into(),
         external_ip: "203.0.113.1".into(),
         nodes: vec!["c0".into()],

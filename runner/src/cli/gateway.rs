@@ -16,6 +16,8 @@ pub enum GatewayCommand {
     Drain(AddressArgs),
     /// Open a drained gateway again
     Undrain(AddressArgs),
+    /// Take for removed what is still to be removed from a gateway that is no longer configured and forwards nothing any more
+    Forget(AddressArgs),
 }
 
 /// A gateway.
@@ -36,6 +38,11 @@ pub fn run(named: Option<&Path>, command: &GatewayCommand) -> Result<ExitCode> {
         }
         GatewayCommand::Drain(args) => drain(named, args, "PUT")?,
         GatewayCommand::Undrain(args) => drain(named, args, "DELETE")?,
+        GatewayCommand::Forget(args) => {
+            let path = format!("/cluster/gateways/{}", args.address);
+            let answer = ApiClient::new(named, &args.api)?.call("DELETE", &path)?;
+            println!("{}: forgotten; {} forwardings are taken for removed", args.address, answer["forgotten"]);
+        }
     }
     Ok(ExitCode::SUCCESS)
 }

@@ -49,6 +49,9 @@ pub struct Grant {
     pub state: GrantState,
     /// The job said that it has its answer: the request is used up.
     pub confirmed: bool,
+    /// How many tries have gone on with this claim after the first one.
+    #[serde(default)]
+    pub attempt: u32,
     /// The gateway's internal address, its key everywhere.
     pub gateway: String,
     /// The gateway's public address.
@@ -353,6 +356,7 @@ mod tests {
             nonce: "00".into(),
             state: GrantState::Claimed,
             confirmed: false,
+            attempt: 0,
             gateway: "10.0.0.1".into(),
             external_ip: "203.0.113.1".into(),
             nodes: vec!["c0".into(), "c1".into()],

@@ -104,6 +104,10 @@ pub struct Job {
     pub message: String,
     /// Somebody asked for its end; a scheduler's job that turns up later is cancelled.
     pub cancel_requested: bool,
+    /// How often the scheduler has started it again.
+    pub run: u32,
+    /// Its submission was cut off, and after a long while the scheduler did not have it: should it turn up, it is cancelled.
+    pub given_up: bool,
     /// Who submitted it will ask again under the same key: a lost answer of the scheduler's is waited for.
     pub repeatable: bool,
     /// The last known forwardings.
@@ -143,6 +147,8 @@ impl Default for Job {
             exit_code: None,
             message: String::new(),
             cancel_requested: false,
+            run: 0,
+            given_up: false,
             repeatable: false,
             services: Vec::new(),
             former: None,
@@ -216,6 +222,7 @@ impl Job {
         }
         self.scheduler_job_id.get_or_insert_with(|| seen.scheduler_job_id.clone());
         self.details = seen.details.clone();
+        self.follow_run(seen.run);
         match &seen.phase {
             // A look that is older than the cancel may still show it waiting.
             Phase::Waiting if self.cancel_requested => {}
@@ -227,12 +234,26 @@ impl Job {
         }
     }
 
-    fn wait(&mut self, seen: &Seen) {
-        self.state = State::Submitted;
+    /// The scheduler started it anew, perhaps between two looks: what is known of the run before is over.
+    fn follow_run(&mut self, run: u32) {
+        if self.run != run {
+            self.run = run;
+            self.begin_anew();
+        }
+    }
+
+    fn begin_anew(&mut self) {
+        if !self.cancel_requested {
+            self.state = State::Submitted;
+        }
         self.started_at = None;
         self.available_at = None;
         self.services.clear();
         self.gateway_trouble = None;
+    }
+
+    fn wait(&mut self, seen: &Seen) {
+        self.begin_anew();
         self.message = match &seen.reason {
             Some(reason) => format!("waiting for the scheduler: {reason}"),
             None => "waiting for the scheduler".into(),
@@ -278,6 +299,13 @@ impl Job {
         self.token = None;
         self.gateway_trouble = None;
         self.finished_at = Some(now);
+    }
+
+    /// Nobody waits for its submission any longer, which was cut off.
+    pub fn give_up(&mut self) {
+        self.given_up = true;
+        self.cancel_requested = true;
+        self.message = "its submission was cut off, and the scheduler does not have it; if it turns up, it is cancelled".into();
     }
 
     /// Its gateway has not answered for a while, for this reason: what is known of it stays as it is, and is called stale.
@@ -379,6 +407,16 @@ mod tests {
             job.observe(&seen(phase.clone()), Timestamp::UNIX_EPOCH);
             assert_eq!(job.state, after, "{before:?} seen as {phase:?}");
         }
+    }
+
+    #[test]
+    fn a_run_that_began_between_two_looks_is_seen_by_its_number() {
+        let mut job = Job { started_at: Some(Timestamp::UNIX_EPOCH), ..job(State::Available) };
+        let later = Timestamp::from_second(9).unwrap();
+        job.observe(&Seen { run: 1, ..seen(Phase::Running) }, later);
+        assert_eq!((job.state, job.run, job.started_at, job.services.len()), (State::Running, 1, Some(later), 0));
+        job.observe(&Seen { run: 1, ..seen(Phase::Running) }, Timestamp::from_second(10).unwrap());
+        assert_eq!(job.started_at, Some(later));
     }
 
     #[test]

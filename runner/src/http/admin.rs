@@ -10,11 +10,13 @@ use serde_json::{Value, json};
 pub fn handle(admin: &Admin, request: &Request, path: &[&str]) -> Result<Response> {
     match (request.method.as_str(), path) {
         ("GET", ["gateways"]) => Ok(Response::json(200, &json!({"gateways": value(&admin.gateways()?)?}))),
+        ("DELETE", ["gateways", address]) => Ok(Response::json(200, &json!({"forgotten": admin.forget(address)?}))),
         ("PUT", ["gateways", address, "drain"]) => Ok(Response::json(200, &value(&admin.drain(address, true)?)?)),
         ("DELETE", ["gateways", address, "drain"]) => Ok(Response::json(200, &value(&admin.drain(address, false)?)?)),
         ("GET", ["audit"]) => Ok(Response::json(200, &value(&admin.audit(false)?)?)),
         ("POST", ["audit"]) => Ok(Response::json(200, &value(&admin.audit(true)?)?)),
         (_, ["gateways"]) => Ok(not_allowed("GET")),
+        (_, ["gateways", _]) => Ok(not_allowed("DELETE")),
         (_, ["gateways", _, "drain"]) => Ok(not_allowed("PUT, DELETE")),
         (_, ["audit"]) => Ok(not_allowed("GET, POST")),
         _ => Err(Error::not_found(

@@ -37,7 +37,7 @@ impl Keyhole {
     }
 
     /// Whether a gateway failed a short while ago.
-    pub(super) fn rests(&self, gateway: &str) -> bool {
+    pub fn rests(&self, gateway: &str) -> bool {
         let resting = self.resting.lock().unwrap_or_else(PoisonError::into_inner);
         resting.get(gateway).is_some_and(|until| *until > Instant::now())
     }

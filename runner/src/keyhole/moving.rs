@@ -27,9 +27,19 @@ impl Keyhole {
             if left.is_empty() || self.rests(gateway.address()) {
                 continue;
             }
-            let moved = self.claim_there(cluster, gateway, &left)?;
+            let moved = match self.claim_there(cluster, gateway, &left) {
+                Ok(moved) => moved,
+                Err(error) => {
+                    // Another one may do better.
+                    log::warn!("keyhole: nothing can be moved to gateway {}: {error}", gateway.address());
+                    self.rest(gateway.address());
+                    continue;
+                }
+            };
             left.retain(|grant| moved.iter().all(|moved| moved.job != grant.job));
-            self.finish_moves(cluster, gateway, &moved)?;
+            if let Err(error) = self.finish_moves(cluster, gateway, &moved) {
+                log::warn!("keyhole: gateway {}: the forwardings moved there cannot be installed: {error}", gateway.address());
+            }
         }
         Ok(())
     }
@@ -103,13 +113,15 @@ impl Keyhole {
         Ok(None)
     }
 
-    /// Installs what was moved to `gateway`, all in one step, and marks it as done. May be repeated.
+    /// Installs what was moved to `gateway`, all in one step, and marks it as done. May be repeated. A gateway that fails rests, and may lose
+    /// what is on its way there to a third one.
     pub fn finish_moves(&self, cluster: &Cluster, gateway: &dyn Gateway, moved: &[Grant]) -> Result<()> {
         if moved.is_empty() {
             return Ok(());
         }
         let blocks = moved.iter().flat_map(Grant::blocks).collect();
-        let unresolved = self.install(cluster, gateway, &blocks, "install-moved")?;
+        let unresolved =
+            self.install(cluster, gateway, &blocks, "install-moved").inspect_err(|_| self.rest(gateway.address()))?;
         for grant in moved.iter().filter(|grant| !unresolved.contains(&grant.target)) {
             self.store.update_job(&grant.cluster, grant.job, "announce-move", |job| job.moves())?;
             self.store.update_grant(&grant.cluster, grant.job, "activate-moved", |current| {

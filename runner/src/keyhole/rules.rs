@@ -2,7 +2,7 @@
 
 use super::Keyhole;
 use crate::cluster::Cluster;
-use crate::domain::grant::{Closing, Forwarding, Grant};
+use crate::domain::grant::{Closing, Forwarding};
 use crate::effect;
 use crate::error::{Error, ErrorKind, Result};
 use crate::gateway::{Gateway, Rule};
@@ -16,19 +16,12 @@ const CROSSINGS: u32 = 20;
 const TURN: Duration = Duration::from_secs(20);
 
 impl Keyhole {
-    /// Takes a grant back: afterwards its rules are gone and its ports free. May be repeated.
-    pub fn withdraw(&self, cluster: &Cluster, grant: &Grant) -> Result<()> {
-        match self.store.close_grant(grant)? {
-            Some(closing) => self.finish(cluster, &grant.gateway, &[closing]),
-            None => Ok(()),
-        }
-    }
-
-    /// Removes what has to go from a gateway, all in one step, and frees its ports. May be repeated.
+    /// Removes what has to go from a gateway, all in one step, and frees its ports. May be repeated. A gateway that is no longer configured
+    /// may still forward, to ports that would be somebody else's then: they stay taken until it is configured again, or forgotten.
     pub fn finish(&self, cluster: &Cluster, gateway: &str, closings: &[Closing]) -> Result<()> {
         let Some(at) = cluster.gateway(gateway) else {
             log::warn!("keyhole: gateway {gateway} is no longer configured; the rules of {} jobs stay there", closings.len());
-            return self.release_all(closings);
+            return Ok(());
         };
         let blocks = closings.iter().flat_map(Closing::blocks).collect();
         match self.install(cluster, at, &blocks, "remove-rules") {

@@ -205,6 +205,7 @@ impl Search<'_> {
             nonce: self.request.nonce.to_string(),
             state: GrantState::Claimed,
             confirmed: false,
+            attempt: 0,
             gateway: self.gateway.address().to_owned(),
             external_ip: self.gateway.external_ip().to_owned(),
             nodes: self.request.nodes.clone(),

@@ -2,7 +2,7 @@
 //! taken by one job or by none.
 
 use super::{Change, Store, decode, keys, put};
-use crate::domain::grant::{Closing, GRANT_VERSION, GatewayBlock, GatewayLoad, Grant, NodeBucket, buckets};
+use crate::domain::grant::{Closing, Drain, GRANT_VERSION, GatewayBlock, GatewayLoad, Grant, GrantState, NodeBucket, buckets};
 use crate::domain::ports::PortSet;
 use crate::error::{Error, Result};
 use jiff::Timestamp;
@@ -109,6 +109,7 @@ impl Store {
             }
             ledger.add(grant);
             let mut change = Change { expect: vec![(key.clone(), 0)], ..Change::default() };
+            self.expect_open(grant, &mut change)?;
             put(&mut change, &key, grant)?;
             ledger.write(&grant.cluster, &mut change)?;
             if self.commit("claim", &change)? {
@@ -150,14 +151,26 @@ impl Store {
         })
     }
 
+    /// Ends a claim that could not be installed, as [`close_grant`](Self::close_grant) does, unless another try has gone on with it.
+    pub fn close_claim(&self, claim: &Grant) -> Result<Option<Closing>> {
+        let open = |now: &Grant| now.state == GrantState::Claimed && !now.confirmed && now.attempt == claim.attempt;
+        self.close_if(claim, open)
+    }
+
     /// Ends a grant: its rules are to go, and its ports stay taken until they are gone, which the closing that is returned stands for. Nothing
     /// if the grant has ended already, or is another one by now.
     pub fn close_grant(&self, grant: &Grant) -> Result<Option<Closing>> {
+        self.close_if(grant, |_| true)
+    }
+
+    fn close_if(&self, grant: &Grant, may_close: impl Fn(&Grant) -> bool) -> Result<Option<Closing>> {
         let _turn = self.turn()?;
         let key = keys::grant(&grant.cluster, grant.job);
         self.repeat(|| {
             let (current, version) = self.read::<Grant>(&key)?;
-            let Some(current) = current.filter(|current| same_claim(current, grant)) else { return Ok(Some(None)) };
+            let Some(current) = current.filter(|current| same_claim(current, grant) && may_close(current)) else {
+                return Ok(Some(None));
+            };
             let mut change = Change { expect: vec![(key.clone(), version)], delete: vec![key.clone()], ..Change::default() };
             let closing = current.closing(Timestamp::now());
             self.put_closing(&closing, &mut change)?;
@@ -207,11 +220,24 @@ impl Store {
             }
             ledger.add(to);
             let mut change = Change { expect: vec![(key.clone(), version)], ..Change::default() };
+            self.expect_open(to, &mut change)?;
             put(&mut change, &key, &Grant { version: GRANT_VERSION, ..to.clone() })?;
             ledger.write(&to.cluster, &mut change)?;
             self.put_closing(&current.closing(Timestamp::now()), &mut change)?;
             Ok(self.commit("move", &change)?.then_some(true))
         })
+    }
+
+    /// Adds to `change` that nobody drains the grant's gateway meanwhile.
+    fn expect_open(&self, grant: &Grant, change: &mut Change) -> Result<()> {
+        let key = keys::drain(&grant.cluster, &grant.gateway);
+        match self.read::<Drain>(&key)? {
+            (Some(_), _) => Err(Error::unavailable(format!("gateway {} is drained", grant.gateway))),
+            (None, version) => {
+                change.expect.push((key, version));
+                Ok(())
+            }
+        }
     }
 
     /// What has to be removed from a gateway.

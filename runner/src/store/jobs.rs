@@ -237,12 +237,13 @@ impl Store {
         Ok(change)
     }
 
-    /// Removes the finished jobs of a cluster that ended before `before`; returns how many.
-    pub fn remove_finished(&self, cluster: &str, before: Timestamp) -> Result<usize> {
+    /// Removes the finished jobs of a cluster that ended before `before`, and, if a key leads to them, before `with_key` as well; returns
+    /// how many.
+    pub fn remove_finished(&self, cluster: &str, before: Timestamp, with_key: Timestamp) -> Result<usize> {
         let old = self
             .scan::<Job>(&keys::all_finished(cluster))?
             .into_iter()
-            .filter(|job| job.finished_at.is_none_or(|at| at < before));
+            .filter(|job| job.finished_at.is_none_or(|at| at < before && (!job.repeatable || at < with_key)));
         self.remove_all(old.map(|job| keys::finished(cluster, job.id)).collect())
     }
 

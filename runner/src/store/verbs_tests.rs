@@ -44,6 +44,7 @@ fn grant(job: u64, external: u16, nodes: &[&str]) -> Grant {
         nonce: "n".into(),
         state: GrantState::Claimed,
         confirmed: false,
+        attempt: 0,
         gateway: "10.0.0.1".into(),
         external_ip: "203.0.113.1".into(),
         nodes: nodes.iter().map(|&node| node.to_owned()).collect(),
@@ -76,8 +77,8 @@ fn a_finished_job_leaves_the_list_can_be_read_and_goes_after_its_time() {
         None,
         "a finished job is not changed"
     );
-    assert_eq!(store.remove_finished("default", now).unwrap(), 0);
-    assert_eq!(store.remove_finished("default", Timestamp::from_second(1001).unwrap()).unwrap(), 1);
+    assert_eq!(store.remove_finished("default", now, now).unwrap(), 0);
+    assert_eq!(store.remove_finished("default", Timestamp::from_second(1001).unwrap(), Timestamp::MIN).unwrap(), 1);
     assert_eq!(store.job(&["default"], id).unwrap(), None);
 }
 

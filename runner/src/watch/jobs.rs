@@ -13,11 +13,13 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-/// So long a submission may be under way: a job without a scheduler's id may still get one. Counted from when this watcher first saw
-/// it so: other machines' clocks may be wrong.
+/// So long a submission may be under way: a job without a scheduler's id may still get one. Counted while the scheduler answers this
+/// watcher: other machines' clocks may be wrong, and a scheduler that is away may hold a submission that it has yet to read.
 const SUBMISSION_LIMIT: Duration = Duration::from_secs(120);
 /// A scheduler that was too busy to answer may still come out with a job that we have given up; so long its name is asked for.
 const LATE_LIMIT: Duration = Duration::from_secs(900);
+/// Of the time between two good looks, so much counts.
+const LONGEST_GAP: Duration = Duration::from_secs(30);
 /// How often old finished jobs are removed.
 const SWEEP_INTERVAL: Duration = Duration::from_secs(600);
 
@@ -30,7 +32,9 @@ pub struct JobsWatch {
     cluster: Arc<Cluster>,
     keep_finished: Duration,
     misses: HashMap<u64, u32>,
-    without_id: HashMap<u64, Instant>,
+    /// For how long we have looked for jobs without a scheduler's id, good looks alone.
+    without_id: HashMap<u64, Duration>,
+    last_good_look: Option<Instant>,
     last_sweep: Option<Instant>,
 }
 
@@ -45,12 +49,22 @@ enum Step {
     Gone,
     /// Its submission may still be under way.
     Patience,
+    /// Nobody waits for it any longer; should it turn up, it is cancelled.
+    GiveUp,
 }
 
 impl JobsWatch {
     /// The watcher of `cluster`, which keeps finished jobs for `keep_finished`.
     pub fn new(store: Arc<Store>, cluster: Arc<Cluster>, keep_finished: Duration) -> Self {
-        Self { store, cluster, keep_finished, misses: HashMap::new(), without_id: HashMap::new(), last_sweep: None }
+        Self {
+            store,
+            cluster,
+            keep_finished,
+            misses: HashMap::new(),
+            without_id: HashMap::new(),
+            last_good_look: None,
+            last_sweep: None,
+        }
     }
 
     /// From the next cycle on, the configuration is this one.
@@ -67,10 +81,12 @@ impl JobsWatch {
         let seen = self.cluster.scheduler.list(&names)?;
         self.misses.retain(|id, _| jobs.iter().any(|job| job.id == *id));
         self.without_id.retain(|id, _| jobs.iter().any(|job| job.id == *id && job.scheduler_job_id.is_none()));
+        let since_last =
+            self.last_good_look.replace(Instant::now()).map_or(Duration::ZERO, |last| last.elapsed().min(LONGEST_GAP));
         let by_name = by_name(seen);
         for job in &jobs {
             let found = by_name.get(job.name.as_str()).and_then(|seen| seen.iter().find(|seen| job.is(seen)));
-            let waited = self.waited(job);
+            let waited = self.waited(job, since_last);
             let step = plan(job, found, self.misses.get(&job.id).copied().unwrap_or(0), waited);
             if let Err(error) = self.perform(job, step) {
                 log::warn!("job {}: {error}", job.id);
@@ -80,11 +96,15 @@ impl JobsWatch {
         self.sweep()
     }
 
-    /// How long we have known the job without a scheduler's id.
-    fn waited(&mut self, job: &Job) -> Duration {
-        match job.scheduler_job_id {
-            Some(_) => Duration::ZERO,
-            None => self.without_id.entry(job.id).or_insert_with(Instant::now).elapsed(),
+    /// For how long the scheduler has answered us while it should have had the job.
+    fn waited(&mut self, job: &Job, since_last: Duration) -> Duration {
+        match (&job.scheduler_job_id, self.without_id.get_mut(&job.id)) {
+            (Some(_), _) => Duration::ZERO,
+            (None, Some(waited)) => {
+                *waited += since_last;
+                *waited
+            }
+            (None, None) => *self.without_id.entry(job.id).or_default(),
         }
     }
 
@@ -100,6 +120,7 @@ impl JobsWatch {
             }
             Step::Gone => self.end(job),
             Step::Patience => Ok(()),
+            Step::GiveUp => self.give_up(job),
         }
     }
 
@@ -129,6 +150,16 @@ impl JobsWatch {
         Ok(())
     }
 
+    fn give_up(&self, job: &Job) -> Result<()> {
+        self.store.update_job(&job.cluster, job.id, "give-up", |now| {
+            if unchanged(now, job) {
+                now.give_up();
+            }
+        })?;
+        log::warn!("job {}: its submission was cut off, and the scheduler does not have it; it is given up", job.id);
+        Ok(())
+    }
+
     fn end(&mut self, job: &Job) -> Result<()> {
         self.misses.remove(&job.id);
         let (outcome, message) = ending(job);
@@ -151,10 +182,9 @@ impl JobsWatch {
         self.last_sweep = Some(Instant::now());
         let keep = SignedDuration::try_from(self.keep_finished).unwrap_or(SignedDuration::MAX);
         let Ok(before) = Timestamp::now().checked_sub(keep) else { return Ok(()) };
-        if let Ok(yesterday) = Timestamp::now().checked_sub(KEEP_KEYS) {
-            self.store.remove_keys(&self.cluster.name, yesterday)?;
-        }
-        match self.store.remove_finished(&self.cluster.name, before)? {
+        let yesterday = Timestamp::now().checked_sub(KEEP_KEYS).unwrap_or(Timestamp::MIN);
+        self.store.remove_keys(&self.cluster.name, yesterday)?;
+        match self.store.remove_finished(&self.cluster.name, before, yesterday)? {
             0 => {}
             count => log::info!("{count} finished jobs were removed after their time"),
         }
@@ -172,14 +202,15 @@ fn by_name(seen: Vec<Seen>) -> HashMap<String, Vec<Seen>> {
 
 /// Whether a job is still as it was when this cycle read it.
 fn unchanged(now: &Job, then: &Job) -> bool {
-    now.state == then.state && now.scheduler_job_id == then.scheduler_job_id
+    (now.state, now.run, &now.scheduler_job_id) == (then.state, then.run, &then.scheduler_job_id)
 }
 
 fn plan(job: &Job, found: Option<&Seen>, misses: u32, waited: Duration) -> Step {
-    let young = waited < if job.cancel_requested { LATE_LIMIT } else { SUBMISSION_LIMIT };
+    let given_up = job.given_up || job.cancel_requested;
     match found {
         Some(seen) => Step::Observe(seen.clone()),
-        None if job.scheduler_job_id.is_none() && young => Step::Patience,
+        None if job.scheduler_job_id.is_none() && !given_up && waited >= SUBMISSION_LIMIT => Step::GiveUp,
+        None if job.scheduler_job_id.is_none() && waited < LATE_LIMIT => Step::Patience,
         None if misses == 0 => Step::Missed,
         None => Step::Gone,
     }
@@ -187,8 +218,8 @@ fn plan(job: &Job, found: Option<&Seen>, misses: u32, waited: Duration) -> Step 
 
 fn ending(job: &Job) -> (Outcome, String) {
     match (&job.scheduler_job_id, job.cancel_requested) {
-        (None, true) => (Outcome::Cancelled, "cancelled before the scheduler had it".into()),
-        (None, false) => (Outcome::Failed, "the submission was cut off before the scheduler took it; submit it again".into()),
+        (None, true) if !job.given_up => (Outcome::Cancelled, "cancelled before the scheduler had it".into()),
+        (None, _) => (Outcome::Failed, "the submission was cut off before the scheduler took it; submit it again".into()),
         (Some(_), true) => (Outcome::Cancelled, format!("cancelled; its log is {}", job.log)),
         (Some(_), false) => (
             Outcome::Unknown,
@@ -218,15 +249,20 @@ mod tests {
     #[test]
     fn a_submission_under_way_is_waited_for_and_one_that_was_cut_off_is_given_up() {
         assert_eq!(step(&job(None), None, 5, 10), Step::Patience);
-        assert_eq!(step(&job(None), None, 0, 300), Step::Missed);
-        assert_eq!(step(&job(None), None, 1, 300), Step::Gone);
+        assert_eq!(step(&job(None), None, 0, 300), Step::GiveUp);
     }
 
     #[test]
     fn a_submission_that_was_given_up_is_looked_for_much_longer() {
-        let given_up = Job { cancel_requested: true, ..job(None) };
+        let mut given_up = job(None);
+        given_up.give_up();
         assert_eq!(step(&given_up, None, 1, 300), Step::Patience);
+        assert_eq!(step(&given_up, None, 0, 1000), Step::Missed);
         assert_eq!(step(&given_up, None, 1, 1000), Step::Gone);
+        assert_eq!(ending(&given_up).0, Outcome::Failed);
+        let cancelled = Job { cancel_requested: true, ..job(None) };
+        assert_eq!(step(&cancelled, None, 1, 300), Step::Patience);
+        assert_eq!(ending(&cancelled).0, Outcome::Cancelled);
     }
 
     #[test]

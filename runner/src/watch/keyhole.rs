@@ -6,7 +6,7 @@
 use crate::cluster::Cluster;
 use crate::domain::grant::{Grant, GrantState};
 use crate::domain::job::{Job, State};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::gateway::{Gateway, Installed, Probe, Rule, Target};
 use crate::keyhole::{Keyhole, keeps_ports, rules};
 use crate::store::Store;
@@ -25,14 +25,19 @@ pub struct KeyholeWatch {
     suspects: HashMap<String, BTreeSet<u16>>,
     /// How often in a row a gateway did not answer.
     silences: HashMap<String, u32>,
-    /// Gateways that records speak of, configured or not. They are looked up once for each configuration: only a change of it adds any.
-    former_gateways: Option<BTreeSet<String>>,
+    /// When a gateway that has been silent for a while was last asked, and what came of it.
+    asked: HashMap<String, (Instant, Error)>,
+    /// How often in a row a gateway could not say who listens.
+    blind: HashMap<String, u32>,
     /// When this watcher first saw it so. Clocks on the wall jump, and other programs' may be wrong: nothing is moved for that.
     silent_since: HashMap<String, Instant>,
 }
 
 /// After so many cycles in which a gateway did not answer, what is known of its jobs is called stale.
 const SILENCES: u32 = 3;
+/// A gateway that has been silent for a while is asked this often: each time may cost as long as a command may take, which the others
+/// have to wait.
+const SILENT_PAUSE: Duration = Duration::from_secs(15);
 
 impl KeyholeWatch {
     /// The watcher of `cluster`.
@@ -44,7 +49,8 @@ impl KeyholeWatch {
             suspects: HashMap::new(),
             silences: HashMap::new(),
             silent_since: HashMap::new(),
-            former_gateways: None,
+            asked: HashMap::new(),
+            blind: HashMap::new(),
         }
     }
 
@@ -52,30 +58,55 @@ impl KeyholeWatch {
     pub fn follow(&mut self, cluster: &Arc<Cluster>, keyhole: &Arc<Keyhole>) {
         self.cluster = Arc::clone(cluster);
         self.keyhole = Arc::clone(keyhole);
-        self.former_gateways = None;
         // A gateway that is gone from the configuration is not one that answers.
         self.silences.retain(|address, _| cluster.gateway(address).is_some());
         self.suspects.retain(|address, _| cluster.gateway(address).is_some());
     }
 
-    /// One look at every gateway, and what follows from it. A gateway that does not answer changes nothing and holds up no other.
+    /// One look at every gateway, and what follows from it. A gateway that does not answer changes nothing; the others wait for it now and
+    /// then.
     pub fn cycle(&mut self) -> Result<()> {
-        let installed: Vec<Result<Installed>> = self.on_all_gateways(|gateway| gateway.installed());
+        let installed = self.listings();
         let cluster = Arc::clone(&self.cluster);
         let silent: BTreeSet<&str> =
             cluster.gateways.iter().zip(&installed).filter(|(_, i)| i.is_err()).map(|(g, _)| g.address()).collect();
         let silences = self.note_silences(&installed)?;
+        // Before the jobs: a job that has just been seen running is not taken for the one that waited when it asked.
+        let grants = self.store.grants(&cluster.name)?;
         let jobs: HashMap<u64, Job> = self.store.active_jobs(&cluster.name)?.into_iter().map(|job| (job.id, job)).collect();
-        let keep = self.end_grants(&jobs)?;
+        let keep = self.end_grants(grants, &jobs);
         self.finish_closings(&silent)?;
         let mut failure = Ok(());
         for (gateway, installed) in cluster.gateways.iter().zip(installed) {
             let mended = installed.and_then(|installed| self.mend(gateway.as_ref(), &installed, &keep));
             failure = failure.and(mended);
         }
-        failure = failure.and(self.move_grants(&keep, &silences, &silent));
         self.tell_of_silence(&keep);
+        failure = failure.and(self.move_grants(&keep, &silences, &silent));
         failure.and(self.look(&keep, &jobs, &silent))
+    }
+
+    /// What is installed, gateway by gateway.
+    fn listings(&mut self) -> Vec<Result<Installed>> {
+        let silences = &self.silences;
+        let is_silent = |address: &str| silences.get(address).is_some_and(|count| *count >= SILENCES);
+        let known = |address: &str| {
+            let (at, error) = self.asked.get(address).filter(|_| is_silent(address))?;
+            (at.elapsed() < SILENT_PAUSE).then(|| error.clone())
+        };
+        let listings = self.on_all_gateways(|gateway| match known(gateway.address()) {
+            Some(error) => Err(error),
+            None => gateway.installed(),
+        });
+        let fresh: Vec<bool> = self.cluster.gateways.iter().map(|gateway| known(gateway.address()).is_none()).collect();
+        for ((gateway, listing), fresh) in self.cluster.gateways.iter().zip(&listings).zip(fresh) {
+            match listing {
+                Err(error) if fresh => drop(self.asked.insert(gateway.address().to_owned(), (Instant::now(), error.clone()))),
+                Err(_) => {}
+                Ok(_) => drop(self.asked.remove(gateway.address())),
+            }
+        }
+        listings
     }
 
     /// Writes down which gateways do not answer; returns for how long.
@@ -104,14 +135,13 @@ impl KeyholeWatch {
     }
 
     /// Gives up the forwardings of jobs that have ended or wait again; returns the grants that stay.
-    fn end_grants(&self, jobs: &HashMap<u64, Job>) -> Result<Vec<Grant>> {
-        let grants = self.store.grants(&self.cluster.name)?;
-        let (keep, end): (Vec<Grant>, Vec<Grant>) =
-            grants.into_iter().partition(|grant| grant.state != GrantState::Closing && keeps_ports(jobs.get(&grant.job)));
+    fn end_grants(&self, grants: Vec<Grant>, jobs: &HashMap<u64, Job>) -> Vec<Grant> {
+        let stays = |grant: &Grant| grant.state != GrantState::Closing && keeps_ports(grant, jobs.get(&grant.job));
+        let (keep, end): (Vec<Grant>, Vec<Grant>) = grants.into_iter().partition(stays);
         for grant in &end {
             log_failure(grant.job, self.end_grant(grant, jobs.contains_key(&grant.job)));
         }
-        Ok(keep)
+        keep
     }
 
     fn end_grant(&self, grant: &Grant, runs_again: bool) -> Result<()> {
@@ -122,29 +152,17 @@ impl KeyholeWatch {
         self.store.close_grant(grant).map(drop)
     }
 
-    /// Removes what has to go from the gateways that answer, one step for each, and from those that are not configured any more.
-    fn finish_closings(&mut self, silent: &BTreeSet<&str>) -> Result<()> {
-        for gateway in self.gateways_with_rules()? {
-            if silent.contains(gateway.as_str()) {
-                continue;
-            }
-            let closings = self.store.closings(&self.cluster.name, &gateway)?;
+    /// Removes what has to go from the gateways that answer, one step for each.
+    fn finish_closings(&self, silent: &BTreeSet<&str>) -> Result<()> {
+        for gateway in self.cluster.gateways.iter().map(|gateway| gateway.address()).filter(|gateway| !silent.contains(gateway)) {
+            let closings = self.store.closings(&self.cluster.name, gateway)?;
             if !closings.is_empty()
-                && let Err(error) = self.keyhole.finish(&self.cluster, &gateway, &closings)
+                && let Err(error) = self.keyhole.finish(&self.cluster, gateway, &closings)
             {
                 log::warn!("gateway {gateway}: {} forwardings cannot be removed: {error}", closings.len());
             }
         }
         Ok(())
-    }
-
-    /// The configured gateways, and those that records spoke of when this configuration was new.
-    fn gateways_with_rules(&mut self) -> Result<BTreeSet<String>> {
-        if self.former_gateways.is_none() {
-            self.former_gateways = Some(self.store.known_gateways(&self.cluster.name)?.into_iter().collect());
-        }
-        let configured = self.cluster.gateways.iter().map(|gateway| gateway.address().to_owned());
-        Ok(self.former_gateways.iter().flatten().cloned().chain(configured).collect())
     }
 
     /// Moves forwardings away from gateways that are down or not configured any more, and ends the moves that were cut off.
@@ -153,7 +171,9 @@ impl KeyholeWatch {
             Some(_) => silences.get(gateway).copied(),
             None => Some(Duration::MAX),
         };
-        let down = |grant: &Grant| down_for(&grant.gateway).is_some_and(|time| time >= self.cluster.gateway_down);
+        let failed = |grant: &Grant| grant.state == GrantState::Moving && self.keyhole.rests(&grant.gateway);
+        let down =
+            |grant: &Grant| failed(grant) || down_for(&grant.gateway).is_some_and(|time| time >= self.cluster.gateway_down);
         let stranded = keep.iter().filter(|grant| grant.state != GrantState::Claimed && down(grant)).collect::<Vec<_>>();
         let mut failure = Ok(());
         if !stranded.is_empty() && self.cluster.gateways.iter().any(|gateway| !silent.contains(gateway.address())) {
@@ -170,7 +190,9 @@ impl KeyholeWatch {
     /// What is known of jobs behind a gateway that has been silent for a while is no longer fresh.
     fn tell_of_silence(&self, grants: &[Grant]) {
         for grant in grants {
+            let blind = self.blind.get(&grant.gateway).is_some_and(|count| *count >= SILENCES);
             let reason = match self.silences.get(&grant.gateway) {
+                Some(0..SILENCES) if blind => format!("the gateway {} cannot say who listens", grant.external_ip),
                 Some(0..SILENCES) => continue,
                 Some(_) => format!("the gateway {} does not answer", grant.external_ip),
                 None => format!("the gateway {} is no longer in service", grant.external_ip),
@@ -210,7 +232,7 @@ impl KeyholeWatch {
     }
 
     /// Asks which of the forwarded ports accept connections, one batch per gateway.
-    fn look(&self, grants: &[Grant], jobs: &HashMap<u64, Job>, silent: &BTreeSet<&str>) -> Result<()> {
+    fn look(&mut self, grants: &[Grant], jobs: &HashMap<u64, Job>, silent: &BTreeSet<&str>) -> Result<()> {
         let waiting = |grant: &&Grant| {
             let state = jobs.get(&grant.job).map(|job| job.state);
             // A gateway that was silent a moment ago is not waited for again.
@@ -222,6 +244,8 @@ impl KeyholeWatch {
         let probes = self.on_all_gateways(|gateway| gateway.probe(&targets(&by_gateway(gateway.address()))));
         let mut failure = Ok(());
         for (gateway, probe) in self.cluster.gateways.iter().zip(probes) {
+            let blind = self.blind.entry(gateway.address().to_owned()).or_default();
+            *blind = if probe.is_err() { blind.saturating_add(1) } else { 0 };
             match probe {
                 Ok(probe) => {
                     by_gateway(gateway.address()).into_iter().for_each(|grant| log_failure(grant.job, self.tell(grant, &probe)))
@@ -241,7 +265,7 @@ impl KeyholeWatch {
         let after = self.store.update_job(&grant.cluster, grant.job, "tell-listening", |job| {
             before.set(Some(job.state));
             match unclear {
-                true => job.gateway_trouble = None,
+                true => job.gateway_is_silent(&format!("{} does not answer the gateway", grant.target)),
                 false => job.listens(services.clone(), Timestamp::now()),
             }
         })?;
@@ -256,7 +280,7 @@ impl KeyholeWatch {
         let ask = &ask;
         thread::scope(|scope| {
             let asked: Vec<_> = self.cluster.gateways.iter().map(|gateway| scope.spawn(move || ask(gateway.as_ref()))).collect();
-            let panicked = |_| Err(crate::error::Error::internal("a look at a gateway panicked"));
+            let panicked = |_| Err(Error::internal("a look at a gateway panicked"));
             asked.into_iter().map(|thread| thread.join().unwrap_or_else(panicked)).collect()
         })
     }
