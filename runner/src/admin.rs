@@ -6,7 +6,10 @@ use crate::error::{Error, Result};
 use crate::store::Store;
 use jiff::Timestamp;
 use serde::Serialize;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, TryLockError};
+
+/// One audit at a time: each asks all machines and reads all records.
+static AUDITING: Mutex<()> = Mutex::new(());
 
 /// The verbs.
 pub struct Admin {
@@ -104,6 +107,11 @@ impl Admin {
 
     /// Compares store, scheduler and gateways; with `mend` it first does what the watchers would.
     pub fn audit(&self, mend: bool) -> Result<Report> {
+        let _turn = match AUDITING.try_lock() {
+            Ok(turn) => turn,
+            Err(TryLockError::Poisoned(turn)) => turn.into_inner(),
+            Err(TryLockError::WouldBlock) => return Err(Error::busy("another audit is under way; try again")),
+        };
         audit::audit(&self.store, &self.clusters, mend)
     }
 }

@@ -209,11 +209,15 @@ impl Keyhole {
     fn check_hosts(&self, cluster: &Cluster, job: &Job, request: &Request, peer: IpAddr) -> Result<()> {
         let seen = cluster.scheduler.list(std::slice::from_ref(&job.name))?;
         let Some(seen) = seen.iter().find(|seen| job.is(seen)) else {
+            self.patience.asked_early(job.id);
             return Err(Error::unavailable("the scheduler does not show the job yet; try again"));
         };
         match judge(seen, request) {
             Verdict::Fine => {}
-            Verdict::Early => return Err(Error::unavailable("the scheduler does not show the job as running yet; try again")),
+            Verdict::Early => {
+                self.patience.asked_early(job.id);
+                return Err(Error::unavailable("the scheduler does not show the job as running yet; try again"));
+            }
             Verdict::Wrong(reason) => {
                 self.patience.lose(job.id);
                 return Err(self.refuse(Refusal(reason), job.id, peer));

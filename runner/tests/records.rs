@@ -131,6 +131,7 @@ fn grant(job: u64, gateway: &str, external: u16, count: u16) -> Grant {
         nonce: format!("{job:032x}"),
         state: GrantState::Claimed,
         confirmed: false,
+        attempt: 0,
         gateway: gateway.into(),
         external_ip: "203.0.113.1".into(),
         nodes: vec!["c0".into(), "c1".into()],
@@ -240,7 +241,7 @@ fn a_store_of_every_version_is_read() {
         let store = bench.store();
         let jobs = store.active_jobs(CLUSTER).unwrap();
         assert_eq!(jobs.iter().map(|job| job.id).collect::<Vec<_>>(), active, "v{version}");
-        assert_eq!(store.finished_jobs(CLUSTER).unwrap().len(), 1);
+        assert_eq!(store.finished_jobs(CLUSTER, |job| job).unwrap().len(), 1);
         let job = |id| store.job(&[CLUSTER], id).unwrap().expect("it is there");
         let states = [1, 2, 3, 4, 5, 6].map(|id| job(id).state);
         let expected = [State::Submitted, State::Submitted, State::Running, State::Available, State::Completing, State::Finished];
@@ -266,7 +267,7 @@ fn jobs_of_version_1_go_on_and_end() {
     assert_eq!(store.job(&[CLUSTER], 1).unwrap().unwrap().scheduler_job_id.as_deref(), Some("4701"));
     assert_eq!(store.job(&[CLUSTER], 3).unwrap().unwrap().outcome, Some(Outcome::Completed));
     assert_eq!(store.active_jobs(CLUSTER).unwrap().len(), 6);
-    assert_eq!(store.remove_finished(CLUSTER, at(1000)).unwrap(), 2);
+    assert_eq!(store.remove_finished(CLUSTER, at(1000), at(1000)).unwrap(), 2);
     // Whose jobs were never counted may have new ones, and these are.
     let new = create(&store, Some("c0ffee"));
     assert_eq!(store.owners(CLUSTER).unwrap()[0].jobs, [new].into());

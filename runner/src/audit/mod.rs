@@ -8,7 +8,7 @@ mod compare;
 
 use crate::cluster::Cluster;
 use crate::domain::grant::{Closing, GatewayBlock, Grant, NodeBucket};
-use crate::domain::job::{Job, Seen};
+use crate::domain::job::{Job, Seen, parse_job_id};
 use crate::error::Result;
 use crate::gateway::Installed;
 use crate::keyhole::Keyhole;
@@ -170,7 +170,7 @@ fn read(store: &Store, cluster: &Cluster, view: &mut View) -> Result<()> {
     view.grants = store.grants(name)?;
     view.owners = store.owners(name)?;
     view.jobs = store.active_jobs(name)?;
-    view.finished = store.finished_jobs(name)?;
+    view.finished = store.finished_jobs(name, |job| Job { variables: BTreeMap::new(), details: Default::default(), ..job })?;
     Ok(())
 }
 
@@ -179,7 +179,7 @@ fn is_ours(name: &str, installation: &str) -> bool {
     let parts = name.strip_prefix("bwvisu-").and_then(|rest| rest.split_once('-'));
     parts.is_some_and(|(id, tail)| {
         let hex = tail.len() == 12 && tail.bytes().all(|byte| byte.is_ascii_hexdigit());
-        hex && tail.starts_with(installation) && !id.is_empty() && id.bytes().all(|byte| byte.is_ascii_digit())
+        hex && tail.starts_with(installation) && parse_job_id(id).is_ok()
     })
 }
 

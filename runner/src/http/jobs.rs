@@ -16,6 +16,9 @@ use std::sync::Arc;
 
 pub use super::credentials::API_USER;
 
+/// All variables of a job together, those that its template has no use for among them: they are kept as long as the job is.
+const MOST_VARIABLE_BYTES: usize = 32 << 10;
+
 /// The API on the verbs of [`Jobs`].
 pub struct Api {
     jobs: Live<Jobs>,
@@ -146,6 +149,12 @@ pub(crate) fn read_job(body: &[u8]) -> Result<NewJob> {
         Error::bad_input(format!("{place}: {}", printable(&error.into_inner().to_string())))
     })?;
     json.end().map_err(|_| Error::bad_input("the body: there is something behind the JSON object"))?;
+    let bytes: usize = job.variables.iter().map(|(name, value)| name.len() + value.len()).sum();
+    if bytes > MOST_VARIABLE_BYTES {
+        let words =
+            format!("variables: {bytes} bytes in all, names and values; at most {MOST_VARIABLE_BYTES} are kept with a job");
+        return Err(Error::bad_input(words));
+    }
     Ok(job)
 }
 

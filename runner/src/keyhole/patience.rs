@@ -9,6 +9,8 @@ use std::time::{Duration, Instant};
 const TRIES: u32 = 5;
 /// After that, so long none does.
 const PAUSE: Duration = Duration::from_secs(60);
+/// So long a job that asked before it ran is not looked for again. A job that has just been started asks once more after a second or so.
+const EARLY_PAUSE: Duration = Duration::from_millis(900);
 /// How long the same request gets the same answer, if the job does not confirm before. Longer than the client tries.
 const RETRY_WINDOW: Duration = Duration::from_secs(300);
 /// So long we remember when we met a request.
@@ -20,6 +22,7 @@ pub struct Patience {
     answering: Mutex<HashSet<u64>>,
     lost: Mutex<HashMap<u64, (u32, Instant)>>,
     met: Mutex<HashMap<(u64, String), Instant>>,
+    early: Mutex<HashMap<u64, Instant>>,
 }
 
 /// The right to be answered; given back when it is dropped.
@@ -34,6 +37,9 @@ impl Patience {
         if self.is_lost(job) {
             return Err(Error::busy("too many of the job's requests were refused; try again in a minute"));
         }
+        if lock(&self.early).get(&job).is_some_and(|at| at.elapsed() < EARLY_PAUSE) {
+            return Err(Error::busy("the scheduler has just said that the job does not run yet; try again in a moment"));
+        }
         if !lock(&self.answering).insert(job) {
             return Err(Error::busy("another request of the job is being answered; try again"));
         }
@@ -46,6 +52,13 @@ impl Patience {
         let mut met = lock(&self.met);
         met.retain(|_, first| first.elapsed() < MEMORY);
         met.entry((job, nonce.to_owned())).or_insert_with(Instant::now).elapsed() < RETRY_WINDOW
+    }
+
+    /// The job asked before it ran: whoever has its script may do so again and again, and each time costs a look at the scheduler.
+    pub fn asked_early(&self, job: u64) {
+        let mut early = lock(&self.early);
+        early.retain(|_, at| at.elapsed() < EARLY_PAUSE);
+        early.insert(job, Instant::now());
     }
 
     /// A request of the job was signed and all the same wrong.
@@ -94,6 +107,14 @@ mod tests {
         let long_ago = Instant::now().checked_sub(RETRY_WINDOW).expect("the machine runs for longer");
         lock(&patience.met).insert((1, "a".into()), long_ago);
         assert!(!patience.repeats(1, "a") && patience.repeats(1, "b") && patience.repeats(2, "a"));
+    }
+
+    #[test]
+    fn a_job_that_asked_before_it_ran_waits_for_a_moment() {
+        let patience = Patience::default();
+        patience.asked_early(1);
+        assert_eq!(patience.turn(1).err().unwrap().kind, ErrorKind::Busy);
+        assert!(patience.turn(2).is_ok());
     }
 
     #[test]

@@ -25,8 +25,8 @@ const LOOK_LIMIT: Duration = Duration::from_secs(20);
 const REST: Duration = Duration::from_secs(30);
 /// How long we believe what a command node said about an account.
 const USER_CACHE: Duration = Duration::from_secs(60);
-/// Names per `squeue`: one argument of a program holds 128 KiB.
-const NAMES_PER_CALL: usize = 4000;
+/// Names per `squeue`: one argument of a program holds 128 KiB, and the longest name of ours has 39 bytes.
+const NAMES_PER_CALL: usize = 3000;
 /// The last line of a complete script.
 const SCRIPT_END: &str = "# bwVisu: end of the script";
 /// What the other side says about an incomplete one.

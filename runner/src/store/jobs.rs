@@ -200,9 +200,10 @@ impl Store {
         Ok(jobs)
     }
 
-    /// All finished jobs of a cluster that are still kept.
-    pub fn finished_jobs(&self, cluster: &str) -> Result<Vec<Job>> {
-        self.scan(&keys::all_finished(cluster))
+    /// All finished jobs of a cluster that are still kept, as `shorten` leaves them: there may be many.
+    pub fn finished_jobs(&self, cluster: &str, shorten: impl Fn(Job) -> Job) -> Result<Vec<Job>> {
+        let records = self.backend.scan(&keys::all_finished(cluster))?;
+        records.iter().map(|(key, found)| decode(key, &found.value).map(&shorten)).collect()
     }
 
     /// Changes an unfinished job, however many others change it at the same time; `change` may be called repeatedly. Returns the job as it is

@@ -30,6 +30,7 @@ pub fn grant(job: u64, gateway: &str, external: u16, nodes: &[&str], nonce: &str
         nonce: nonce.into(),
         state: GrantState::Claimed,
         confirmed: false,
+        attempt: 0,
         gateway: gateway.into(),
         external_ip: "203.0.113.1".into(),
         nodes: nodes.iter().map(|&node| node.to_owned()).collect(),
