@@ -258,19 +258,22 @@ fn a_connection_that_breaks_is_made_again_once_and_all_go_on() {
 }
 
 #[test]
-fn a_job_behind_a_silent_gateway_is_not_called_available_until_it_answers_again() {
+fn a_job_behind_a_silent_gateway_is_stale_and_stays_as_it_is_until_the_gateway_answers_again() {
     let bed = Bed::take();
     let runner = Runner::start(&bed, &[SERVICE]);
     let id = runner.api.submit("alice", SERVICE.0, &json!({}));
-    let job = runner.wait_for(&id, "available", 60);
-    let external = job["services"][0]["external-ip"].as_str().unwrap().to_owned();
+    let before = runner.wait_for(&id, "available", 60);
+    let external = before["services"][0]["external-ip"].as_str().unwrap().to_owned();
     let gateway = GATEWAYS.into_iter().find(|gateway| bed.external(gateway).to_string() == external).unwrap();
     let down = bed.fault("unplug", gateway, None);
-    let told = runner.wait_for(&id, "running", 90);
-    assert!(told["message"].as_str().unwrap().contains("does not answer"), "{told}");
-    assert_eq!(told["services"], json!([]));
+    // Within the minute after which it would be moved.
+    let told = until("it is called stale", 90, || runner.api.job(&id), |job| job["stale"] == true);
+    assert!(told["message"].as_str().unwrap().contains("does not answer"), "{told:#}");
+    assert_eq!((&told["state"], &told["services"]), (&json!("available"), &before["services"]));
     down.mend();
-    runner.wait_for(&id, "available", 60);
+    let after =
+        until("it is fresh again", 60, || runner.api.job(&id), |job| job["stale"] == false && job["state"] == "available");
+    assert_eq!(after["services"], before["services"]);
 }
 
 #[test]
