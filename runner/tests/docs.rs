@@ -253,3 +253,33 @@ fn unsafe_code_is_forbidden_in_every_crate_but_the_clients_program() {
         assert!(read(crate_root).contains("#![no_std]"), "{crate_root}");
     }
 }
+
+/// All text of the tests.
+fn tests_text() -> String {
+    let mut text = String::new();
+    let mut folders = vec![root().join("runner"), root().join("tests"), root().join("keyhole-client")];
+    while let Some(folder) = folders.pop() {
+        for entry in fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()) {
+            if entry.is_dir() {
+                folders.push(entry);
+            } else if entry.extension().is_some_and(|extension| extension == "rs") {
+                text += &fs::read_to_string(&entry).unwrap();
+            }
+        }
+    }
+    text
+}
+
+#[test]
+fn every_test_that_a_promise_names_is_there() {
+    let tests = tests_text();
+    let page = read("docs/reliability.md");
+    // A test's name is a sentence, so it has several words.
+    let named = page.split('`').skip(1).step_by(2).filter(|word| word.matches('_').count() > 3 && !word.contains(['/', ' ']));
+    let mut count = 0;
+    for name in named {
+        assert!(tests.contains(&format!("fn {name}(")), "docs/reliability.md names {name}, which is no test");
+        count += 1;
+    }
+    assert!(count > 50, "only {count} names were found");
+}

@@ -16,14 +16,14 @@ fn accepted(answer: &Answer) -> String {
 /// A job whose record needs room.
 fn large() -> Value {
     let mut job = job("alice");
-    (0..150).for_each(|number| job["variables"][format!("more_{number}")] = json!("x".repeat(1000)));
+    (0..30).for_each(|number| job["variables"][format!("more_{number}")] = json!("x".repeat(1000)));
     job
 }
 
 /// Submits until the store has no room left in its file; all ids that were answered.
 fn submit_until_refused(served: &Served) -> (Vec<String>, Answer) {
     let mut ids = Vec::new();
-    for _ in 0..500 {
+    for _ in 0..2000 {
         let answer = served.post(&large());
         if answer.status != 200 {
             return (ids, answer);
@@ -38,7 +38,8 @@ fn on_a_full_disk_submissions_are_refused_nothing_is_lost_and_room_mends_it() {
     if !small_disks_work() {
         return;
     }
-    let cluster = Cluster::new();
+    let mut cluster = Cluster::new();
+    cluster.bench.set("limits", json!({"jobs-per-user": 0}));
     let served = cluster.bench.serve_on_a_small_disk(24 << 10);
     let state = seen_by(served.pid(), &cluster.bench.path("state"));
     let mut known = vec![accepted(&served.post(&job("alice")))];
