@@ -17,6 +17,9 @@ use crate::seldom::Seldom;
 pub(super) use file::reason;
 use file::{ENTRIES, REVISION, folder_of, identity};
 
+/// How often a job is done again on a file that is opened anew: while the disk is full, each change that is tried breaks what a reader
+/// has just been given.
+const REOPENINGS: usize = 20;
 /// How many changes may share one fsync.
 const BATCH: usize = 256;
 
@@ -183,7 +186,7 @@ struct StoreFile {
 impl StoreFile {
     /// Runs `job` on a database that works: one that an earlier fault has broken is opened again first.
     fn with_database<T>(&self, job: impl Fn(&Database) -> Result<T, Failure>) -> Result<T, Failure> {
-        for _ in 0..2 {
+        for _ in 0..REOPENINGS {
             let open = self.database.read().unwrap_or_else(PoisonError::into_inner);
             match open.as_ref().map(&job) {
                 Some(Err(Failure { broken: true, .. })) | None => {}
