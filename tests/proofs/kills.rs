@@ -70,7 +70,7 @@ fn ends_by_itself(stage: &mut Stage) {
 }
 
 fn refused(stage: &mut Stage) {
-    let reply = stage.ask("wrong", WRONG.0, &json!({}), 60);
+    let reply = stage.ask("wrong", WRONG.0, &json!({}), 200);
     reply.assert_problem("a script that Slurm refuses", 502, "--time");
     stage.settle();
     stage.assert_in_slurm(&[]);

@@ -157,13 +157,19 @@ impl<'b> Stage<'b> {
     }
 
     fn answer(&mut self, key: &str, body: &Value, seconds: u64) -> Reply {
-        let once = |stage: &mut Self| stage.send("POST", "/jobs", Some(key), body);
-        self.until(&format!("an answer for {key}"), seconds, |stage| once(stage).filter(|r| ![429, 503].contains(&r.status)))
+        self.until(&format!("an answer for {key}"), seconds, |stage| {
+            let open = |reply: &Reply| [429, 503].contains(&reply.status);
+            let reply = stage.send("POST", "/jobs", Some(key), body)?;
+            // Sooner than it is told to come back, but no flood either.
+            thread::sleep(Duration::from_millis(if open(&reply) { 300 } else { 0 }));
+            Some(reply).filter(|reply| !open(reply))
+        })
     }
 
     /// The same for a job that must be accepted; returns its id.
     pub fn post(&mut self, key: &str, template: &str, variables: &Value) -> String {
-        let reply = self.ask(key, template, variables, 60);
+        // A death of another thread's making may have left the submission open, which takes two minutes.
+        let reply = self.ask(key, template, variables, 200);
         assert_eq!(reply.status, 200, "{key}: {reply:#?}");
         reply.body["job-id"].as_str().unwrap().to_owned()
     }
