@@ -347,7 +347,7 @@ impl Jobs {
     fn accepted(&self, cluster: &Cluster, job: &Job, scheduler_job_id: &str) -> Result<Job> {
         log::info!("job {}: accepted by the scheduler as {scheduler_job_id}", job.id);
         match self.remember(job, scheduler_job_id) {
-            Ok(Some(now)) if now.scheduler_job_id.as_deref() == Some(scheduler_job_id) && !now.given_up => Ok(now),
+            Ok(Some(now)) if now.scheduler_job_id.as_deref() == Some(scheduler_job_id) => Ok(now),
             Ok(_) => {
                 // It was given up meanwhile, so nobody would ever look after this one.
                 cluster.cancel(&job.user, scheduler_job_id)?;
@@ -411,7 +411,7 @@ impl Jobs {
             return Err(Error::unavailable(words));
         }
         // It may still turn up. Nobody will wait for it then, since we say now that it failed.
-        self.store.update_job(&job.cluster, job.id, "give-up", Job::give_up)?;
+        self.store.update_job(&job.cluster, job.id, "give-up", request_cancel)?;
         Err(Error::unavailable(format!(
             "{}; the scheduler does not show the job (if it turns up later, it will be cancelled); try again",
             error.message
@@ -426,9 +426,6 @@ fn named(key: &str, new: &NewJob) -> Result<Named> {
 }
 
 fn standing(job: &Job) -> Standing {
-    if job.given_up {
-        return Standing::Rejected;
-    }
     match (&job.scheduler_job_id, job.outcome, job.cancel_requested) {
         (Some(_), ..) => Standing::Accepted,
         // Somebody cancelled it before the scheduler had it: that was the wish.

@@ -289,7 +289,7 @@ impl Keyhole {
         }
         let gateway = cluster.gateway(&grant.gateway).ok_or_else(|| Error::unavailable("the gateway is no longer configured"))?;
         // From now on the try before, which may still be at it, leaves the claim alone.
-        let mine = self.store.update_grant(&grant.cluster, grant.job, "resume", |now| {
+        let mine = self.store.update_grant(&grant.cluster, grant.job, "claim", |now| {
             if now.nonce == grant.nonce && now.state == GrantState::Claimed {
                 now.attempt += 1;
             }

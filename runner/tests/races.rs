@@ -5,7 +5,7 @@
 use bwvisu_runner::cluster::Cluster;
 use bwvisu_runner::config;
 use bwvisu_runner::domain::grant::GrantState;
-use bwvisu_runner::domain::job::{Job, Phase, Seen, State};
+use bwvisu_runner::domain::job::{Job, Outcome, Phase, Seen, State};
 use bwvisu_runner::domain::ports::Numbering;
 use bwvisu_runner::domain::user::User;
 use bwvisu_runner::error::{Error, Result};
@@ -15,6 +15,7 @@ use bwvisu_runner::scheduler::{Scheduler, Submission};
 use bwvisu_runner::store::embedded::Embedded;
 use bwvisu_runner::store::{Backend, Change, Created, Store, Versioned};
 use bwvisu_runner::watch::{jobs::JobsWatch, keyhole::KeyholeWatch};
+use jiff::Timestamp;
 use keyhole_protocol::{Confirm, Nonce, Purpose, Request, Token, sign};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::mpsc::channel;
@@ -60,6 +61,7 @@ impl Backend for Shared {
 struct OneJob {
     shows: Arc<Mutex<(Phase, u32)>>,
     after_look: Arc<Mutex<Option<Step>>>,
+    cancelled: Arc<Mutex<Vec<(String, String)>>>,
 }
 
 impl Scheduler for OneJob {
@@ -67,7 +69,8 @@ impl Scheduler for OneJob {
         Err(Error::internal("nothing is submitted here"))
     }
 
-    fn cancel(&self, _user: &str, _scheduler_job_id: &str) -> Result<()> {
+    fn cancel(&self, user: &str, scheduler_job_id: &str) -> Result<()> {
+        self.cancelled.lock().unwrap().push((user.to_owned(), scheduler_job_id.to_owned()));
         Ok(())
     }
 
@@ -168,7 +171,8 @@ impl World {
     fn new() -> Self {
         let folder = tempfile::tempdir().unwrap();
         let database = Arc::new(Embedded::open(&folder.path().join("store.redb")).unwrap());
-        let scheduler = OneJob { shows: Arc::new(Mutex::new((Phase::Running, 0))), after_look: Arc::default() };
+        let scheduler =
+            OneJob { shows: Arc::new(Mutex::new((Phase::Running, 0))), after_look: Arc::default(), cancelled: Arc::default() };
         Self { folder, shared: Shared { database, before_scan: Arc::default() }, scheduler }
     }
 
@@ -343,4 +347,24 @@ fn a_gateway_that_cannot_look_or_install_keeps_no_job_from_being_moved_to_a_thir
         let grant = world.store().grant("default", id).unwrap().unwrap();
         assert_eq!((grant.gateway.as_str(), grant.state, third.count()), ("10.9.0.3", GrantState::Active, 1));
     }
+}
+
+#[test]
+fn a_submission_that_turns_up_after_it_was_given_up_is_cancelled() {
+    let world = World::new();
+    let gateway = Played::new("10.9.0.1");
+    let id = world.job();
+    let give_up = |job: &mut Job| {
+        (job.scheduler_job_id, job.given_up) = (None, true);
+        job.finish(Outcome::Failed, None, "cut off", Timestamp::now());
+    };
+    world.store().update_job("default", id, "test", give_up).unwrap();
+    let mut watch = JobsWatch::new(world.store(), world.cluster(&[&gateway]), Duration::MAX);
+    for (phase, cancelled) in [(Phase::Waiting, 1), (Phase::Running, 2), (Phase::Ended(Outcome::Cancelled), 2)] {
+        *world.scheduler.shows.lock().unwrap() = (phase, 0);
+        watch.cycle().unwrap();
+        let told = world.scheduler.cancelled.lock().unwrap().clone();
+        assert_eq!(told, vec![("alice".to_owned(), "41".to_owned()); cancelled]);
+    }
+    assert_eq!(world.state(id), State::Finished);
 }

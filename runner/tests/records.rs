@@ -149,7 +149,7 @@ fn activate(store: &Store, job: u64) -> Grant {
 /// Brings about a record of every kind, in every state.
 fn everything(store: &Store) {
     store.installation(|| Ok(0x0a1b)).unwrap();
-    (1..=9).for_each(|id| assert_eq!(create(store, (id == 1).then_some("c0ffee")), id));
+    (1..=10).for_each(|id| assert_eq!(create(store, (id == 1).then_some("c0ffee")), id));
     store.set_heard(CLUSTER, at(90)).unwrap();
     observe(store, 2, &Phase::Waiting, None);
     [3, 4, 5, 6, 7, 8, 9].into_iter().for_each(|id| observe(store, id, &Phase::Running, None));
@@ -167,6 +167,11 @@ fn everything(store: &Store) {
     let moving = Grant { state: GrantState::Moving, gateway: OTHER_GATEWAY.into(), ..activate(store, 9) };
     assert!(store.move_grant(&activate(store, 9), &moving).unwrap());
     store.update_job(CLUSTER, 9, "test", |job| job.gateway_trouble = Some("no answer".into())).unwrap();
+    let give_up = |job: &mut Job| {
+        job.given_up = true;
+        job.finish(Outcome::Failed, None, "cut off", at(400));
+    };
+    store.update_job(CLUSTER, 10, "test", give_up).unwrap();
     store.set_silence(CLUSTER, GATEWAY, Some("no answer")).unwrap();
     store.set_drain(CLUSTER, GATEWAY, true).unwrap();
 }
@@ -241,7 +246,7 @@ fn a_store_of_every_version_is_read() {
         let store = bench.store();
         let jobs = store.active_jobs(CLUSTER).unwrap();
         assert_eq!(jobs.iter().map(|job| job.id).collect::<Vec<_>>(), active, "v{version}");
-        assert_eq!(store.finished_jobs(CLUSTER, |job| job).unwrap().len(), 1);
+        assert_eq!(store.finished_jobs(CLUSTER, |job| job).unwrap().len(), version as usize);
         let job = |id| store.job(&[CLUSTER], id).unwrap().expect("it is there");
         let states = [1, 2, 3, 4, 5, 6].map(|id| job(id).state);
         let expected = [State::Submitted, State::Submitted, State::Running, State::Available, State::Completing, State::Finished];
@@ -252,7 +257,8 @@ fn a_store_of_every_version_is_read() {
         assert_eq!(store.grant(CLUSTER, 4).unwrap().unwrap().services(), job(4).services);
         assert_eq!(store.grants(CLUSTER).unwrap().len(), 3);
         assert_eq!(store.gateway_blocks(CLUSTER, GATEWAY).unwrap().len(), 2);
-        assert_eq!(create(&store, None), if version == 1 { 9 } else { 10 });
+        assert_eq!(store.given_up(CLUSTER).unwrap().len(), version as usize - 1);
+        assert_eq!(create(&store, None), if version == 1 { 9 } else { 11 });
     }
 }
 
@@ -337,6 +343,7 @@ fn read(store: &Store, key: &str) -> Result<(), bwvisu_runner::error::Error> {
         [_, _, "nodes", _] => store.node_buckets(CLUSTER).map(drop),
         [_, _, "owners", _] => store.owners(CLUSTER).map(drop),
         [_, _, "keys", digest] => store.repeatable(CLUSTER, digest).map(drop),
+        [_, _, "given-up", _] => store.given_up(CLUSTER).map(drop),
         [_, _, "heard"] => store.job_and_heard(&[CLUSTER], 1).map(drop),
         other => panic!("no verb reads {other:?}"),
     }

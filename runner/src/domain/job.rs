@@ -106,7 +106,7 @@ pub struct Job {
     pub cancel_requested: bool,
     /// How often the scheduler has started it again.
     pub run: u32,
-    /// Its submission was cut off, and after a long while the scheduler did not have it: should it turn up, it is cancelled.
+    /// It has finished because its submission was cut off and the scheduler did not have it: should it turn up, it is cancelled.
     pub given_up: bool,
     /// Who submitted it will ask again under the same key: a lost answer of the scheduler's is waited for.
     pub repeatable: bool,
@@ -299,13 +299,6 @@ impl Job {
         self.token = None;
         self.gateway_trouble = None;
         self.finished_at = Some(now);
-    }
-
-    /// Nobody waits for its submission any longer, which was cut off.
-    pub fn give_up(&mut self) {
-        self.given_up = true;
-        self.cancel_requested = true;
-        self.message = "its submission was cut off, and the scheduler does not have it; if it turns up, it is cancelled".into();
     }
 
     /// Its gateway has not answered for a while, for this reason: what is known of it stays as it is, and is called stale.

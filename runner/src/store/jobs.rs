@@ -35,6 +35,24 @@ pub struct Owner {
     pub jobs: BTreeSet<u64>,
 }
 
+/// A submission that nobody waits for any longer: should the scheduler come out with it after all, it is cancelled.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct GivenUp {
+    /// The version of this record's form.
+    pub version: u32,
+    /// The cluster that it belongs to.
+    pub cluster: String,
+    /// The job.
+    pub job: u64,
+    /// Its name in the scheduler.
+    pub name: String,
+    /// Its owner's login name.
+    pub user: String,
+    /// Since when.
+    pub since: Timestamp,
+}
+
 /// When the scheduler last answered the watcher.
 #[derive(Serialize, Deserialize)]
 struct Heard {
@@ -232,6 +250,9 @@ impl Store {
             change.delete.push(key.to_owned());
             put(&mut change, &keys::finished(&job.cluster, job.id), job)?;
             self.disown(job, &mut change)?;
+            if job.given_up {
+                put_given_up(job, &mut change)?;
+            }
         } else {
             put(&mut change, key, job)?;
         }
@@ -252,6 +273,16 @@ impl Store {
     pub fn remove_keys(&self, cluster: &str, before: Timestamp) -> Result<usize> {
         let old = self.scan::<Repeatable>(&keys::all_repeatable(cluster))?.into_iter().filter(|key| key.at < before);
         self.remove_all(old.map(|old| keys::repeatable(cluster, &old.key)).collect())
+    }
+
+    /// The submissions that were given up a while ago.
+    pub fn given_up(&self, cluster: &str) -> Result<Vec<GivenUp>> {
+        self.scan(&keys::all_given_up(cluster))
+    }
+
+    /// This submission is not looked for any longer.
+    pub fn forget_given_up(&self, given_up: &GivenUp) -> Result<()> {
+        self.remove_all(vec![keys::given_up(&given_up.cluster, given_up.job)]).map(drop)
     }
 
     fn remove_all(&self, keys: Vec<String>) -> Result<usize> {
@@ -278,6 +309,18 @@ impl Store {
             Ok(self.commit("installation", &change)?.then_some(id))
         })
     }
+}
+
+fn put_given_up(job: &Job, change: &mut Change) -> Result<()> {
+    let record = GivenUp {
+        version: RECORD_VERSION,
+        cluster: job.cluster.clone(),
+        job: job.id,
+        name: job.name.clone(),
+        user: job.user.clone(),
+        since: job.finished_at.unwrap_or_else(Timestamp::now),
+    };
+    put(change, &keys::given_up(&job.cluster, job.id), &record)
 }
 
 fn put_key(cluster: &str, repeat: Option<RepeatKey>, job: u64, change: &mut Change) -> Result<()> {

@@ -67,6 +67,14 @@ pub fn buckets(cluster: &str) -> String {
     format!("clusters/{cluster}/nodes/")
 }
 
+pub fn given_up(cluster: &str, job: u64) -> String {
+    format!("clusters/{cluster}/given-up/{job}")
+}
+
+pub fn all_given_up(cluster: &str) -> String {
+    format!("clusters/{cluster}/given-up/")
+}
+
 pub fn heard(cluster: &str) -> String {
     format!("clusters/{cluster}/heard")
 }

@@ -16,7 +16,7 @@ pub(crate) mod turns;
 
 pub use claims::{Ledger, Taken};
 pub use gateways::Condition;
-pub use jobs::{Created, Owner, RepeatKey, Repeatable};
+pub use jobs::{Created, GivenUp, Owner, RepeatKey, Repeatable};
 
 use crate::effect;
 use crate::error::{Error, Result};

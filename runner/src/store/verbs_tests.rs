@@ -245,6 +245,24 @@ fn a_silence_keeps_its_first_time_and_a_drain_stays_until_it_is_lifted() {
 }
 
 #[test]
+fn a_submission_that_is_given_up_is_remembered_until_it_is_forgotten() {
+    let (_folder, store) = store();
+    let (id, other) = (create(&store), create(&store));
+    let end = |given_up| {
+        move |job: &mut Job| {
+            job.given_up = given_up;
+            job.finish(Outcome::Failed, None, "", Timestamp::UNIX_EPOCH);
+        }
+    };
+    store.update_job("default", id, "test", end(true)).unwrap();
+    store.update_job("default", other, "test", end(false)).unwrap();
+    let late = store.given_up("default").unwrap();
+    assert_eq!(late.iter().map(|late| late.job).collect::<Vec<_>>(), [id]);
+    store.forget_given_up(&late[0]).unwrap();
+    assert_eq!(store.given_up("default").unwrap(), []);
+}
+
+#[test]
 fn an_installation_is_numbered_once() {
     let (_folder, store) = store();
     assert_eq!(store.installation(|| Ok(0xab)).unwrap(), "00ab");

@@ -7,7 +7,7 @@ use crate::cluster::Cluster;
 use crate::domain::job::{Job, Outcome, Phase, Seen, State};
 use crate::error::Result;
 use crate::jobs::lingers;
-use crate::store::Store;
+use crate::store::{GivenUp, Store};
 use jiff::{SignedDuration, Timestamp};
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -49,8 +49,6 @@ enum Step {
     Gone,
     /// Its submission may still be under way.
     Patience,
-    /// Nobody waits for it any longer; should it turn up, it is cancelled.
-    GiveUp,
 }
 
 impl JobsWatch {
@@ -77,7 +75,9 @@ impl JobsWatch {
     pub fn cycle(&mut self) -> Result<()> {
         let begun = Timestamp::now();
         let jobs = self.store.active_jobs(&self.cluster.name)?;
-        let names: Vec<String> = jobs.iter().map(|job| job.name.clone()).collect();
+        let given_up = self.store.given_up(&self.cluster.name)?;
+        let names = jobs.iter().map(|job| job.name.clone()).chain(given_up.iter().map(|late| late.name.clone()));
+        let names: Vec<String> = names.collect();
         let seen = self.cluster.scheduler.list(&names)?;
         self.misses.retain(|id, _| jobs.iter().any(|job| job.id == *id));
         self.without_id.retain(|id, _| jobs.iter().any(|job| job.id == *id && job.scheduler_job_id.is_none()));
@@ -90,6 +90,11 @@ impl JobsWatch {
             let step = plan(job, found, self.misses.get(&job.id).copied().unwrap_or(0), waited);
             if let Err(error) = self.perform(job, step) {
                 log::warn!("job {}: {error}", job.id);
+            }
+        }
+        for late in &given_up {
+            if let Err(error) = self.look_for_late(late, &by_name) {
+                log::warn!("job {}: {error}", late.job);
             }
         }
         self.store.set_heard(&self.cluster.name, begun)?;
@@ -120,7 +125,6 @@ impl JobsWatch {
             }
             Step::Gone => self.end(job),
             Step::Patience => Ok(()),
-            Step::GiveUp => self.give_up(job),
         }
     }
 
@@ -150,27 +154,31 @@ impl JobsWatch {
         Ok(())
     }
 
-    fn give_up(&self, job: &Job) -> Result<()> {
-        self.store.update_job(&job.cluster, job.id, "give-up", |now| {
-            if unchanged(now, job) {
-                now.give_up();
-            }
-        })?;
-        log::warn!("job {}: its submission was cut off, and the scheduler does not have it; it is given up", job.id);
-        Ok(())
-    }
-
     fn end(&mut self, job: &Job) -> Result<()> {
         self.misses.remove(&job.id);
         let (outcome, message) = ending(job);
         let after = self.store.update_job(&job.cluster, job.id, "finish", |now| {
             // Somebody learned more about it after we had read it.
             if unchanged(now, job) {
+                now.given_up = now.scheduler_job_id.is_none();
                 now.finish(outcome, None, &message, Timestamp::now());
             }
         })?;
         if after.is_some_and(|job| job.state == State::Finished) {
             log::info!("job {}: Finished: {message}", job.id);
+        }
+        Ok(())
+    }
+
+    /// A submission that was given up: if it has turned up, it is one job too many, since it was said to have failed.
+    fn look_for_late(&self, late: &GivenUp, by_name: &HashMap<String, Vec<Seen>>) -> Result<()> {
+        let alive = |seen: &&Seen| seen.user == late.user && matches!(seen.phase, Phase::Waiting | Phase::Running);
+        for seen in by_name.get(&late.name).into_iter().flatten().filter(alive) {
+            log::warn!("job {}: given up, and now the scheduler has it as {}; cancelled", late.job, seen.scheduler_job_id);
+            self.cluster.cancel(&late.user, &seen.scheduler_job_id)?;
+        }
+        if Timestamp::now().duration_since(late.since) > SignedDuration::try_from(LATE_LIMIT).unwrap_or(SignedDuration::MAX) {
+            self.store.forget_given_up(late)?;
         }
         Ok(())
     }
@@ -206,11 +214,10 @@ fn unchanged(now: &Job, then: &Job) -> bool {
 }
 
 fn plan(job: &Job, found: Option<&Seen>, misses: u32, waited: Duration) -> Step {
-    let given_up = job.given_up || job.cancel_requested;
+    let young = waited < if job.cancel_requested { LATE_LIMIT } else { SUBMISSION_LIMIT };
     match found {
         Some(seen) => Step::Observe(seen.clone()),
-        None if job.scheduler_job_id.is_none() && !given_up && waited >= SUBMISSION_LIMIT => Step::GiveUp,
-        None if job.scheduler_job_id.is_none() && waited < LATE_LIMIT => Step::Patience,
+        None if job.scheduler_job_id.is_none() && young => Step::Patience,
         None if misses == 0 => Step::Missed,
         None => Step::Gone,
     }
@@ -218,8 +225,8 @@ fn plan(job: &Job, found: Option<&Seen>, misses: u32, waited: Duration) -> Step 
 
 fn ending(job: &Job) -> (Outcome, String) {
     match (&job.scheduler_job_id, job.cancel_requested) {
-        (None, true) if !job.given_up => (Outcome::Cancelled, "cancelled before the scheduler had it".into()),
-        (None, _) => (Outcome::Failed, "the submission was cut off before the scheduler took it; submit it again".into()),
+        (None, true) => (Outcome::Cancelled, "cancelled before the scheduler had it".into()),
+        (None, false) => (Outcome::Failed, "the submission was cut off before the scheduler took it; submit it again".into()),
         (Some(_), true) => (Outcome::Cancelled, format!("cancelled; its log is {}", job.log)),
         (Some(_), false) => (
             Outcome::Unknown,
@@ -249,20 +256,15 @@ mod tests {
     #[test]
     fn a_submission_under_way_is_waited_for_and_one_that_was_cut_off_is_given_up() {
         assert_eq!(step(&job(None), None, 5, 10), Step::Patience);
-        assert_eq!(step(&job(None), None, 0, 300), Step::GiveUp);
+        assert_eq!(step(&job(None), None, 0, 300), Step::Missed);
+        assert_eq!(step(&job(None), None, 1, 300), Step::Gone);
     }
 
     #[test]
     fn a_submission_that_was_given_up_is_looked_for_much_longer() {
-        let mut given_up = job(None);
-        given_up.give_up();
+        let given_up = Job { cancel_requested: true, ..job(None) };
         assert_eq!(step(&given_up, None, 1, 300), Step::Patience);
-        assert_eq!(step(&given_up, None, 0, 1000), Step::Missed);
         assert_eq!(step(&given_up, None, 1, 1000), Step::Gone);
-        assert_eq!(ending(&given_up).0, Outcome::Failed);
-        let cancelled = Job { cancel_requested: true, ..job(None) };
-        assert_eq!(step(&cancelled, None, 1, 300), Step::Patience);
-        assert_eq!(ending(&cancelled).0, Outcome::Cancelled);
     }
 
     #[test]

@@ -174,6 +174,9 @@ impl<'b> Soak<'b> {
         let begun = Instant::now();
         self.wait("jobs to be as Slurm has them", 90, || self.disagreements(slurm));
         self.tally.took("time until jobs were as Slurm had them", begun.elapsed());
+        // A job that has lost its ports would go on running, and no record would be wrong.
+        self.wait("the services that run to be available", 150, || self.unavailable(slurm));
+        self.tally.took("time until all services were available", begun.elapsed());
         self.wait("the audit to be clean", 60, || audit(self.bed, runner));
         self.tally.took("time until the audit was clean", begun.elapsed());
         for (id, seen) in slurm.ever() {
@@ -223,6 +226,17 @@ impl<'b> Soak<'b> {
             }
         }
         found
+    }
+
+    /// The services that run, and that nobody can use.
+    fn unavailable(&self, slurm: &Slurm) -> Vec<String> {
+        let Some(now) = slurm.look() else { return vec!["Slurm does not answer".into()] };
+        let user = User { bed: self.bed, tally: self.tally, front: self.front(), share: (0, 1) };
+        let meant = |id: &u64| self.tally.jobs().get(id).is_some_and(|job| job.kind == Kind::Service && !job.cancelled);
+        let running = now.iter().filter(|(id, seen)| seen.state == "RUNNING" && meant(id)).map(|(id, _)| *id);
+        let shown = running.map(|id| (id, user.look(id)));
+        let lacking = shown.filter(|(_, job)| job.as_ref().is_none_or(|job| job["state"] != "available"));
+        lacking.map(|(id, job)| format!("job {id} runs, and is {:?}", job.map(|job| job["message"].clone()))).collect()
     }
 
     /// Everything is cancelled, and nothing is left.
