@@ -21,6 +21,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write;
 use std::time::Duration;
 
+/// A listing that takes longer is none: all other gateways wait for it.
+const SAVE_LIMIT: Duration = Duration::from_secs(15);
 const APPLY_LIMIT: Duration = Duration::from_secs(40);
 const PROBE_LIMIT: Duration = Duration::from_secs(60);
 /// Probes that run side by side on the gateway.
@@ -73,7 +75,7 @@ impl Iptables {
     }
 
     fn save(&self) -> Result<Saved> {
-        let output = self.script(SAVE_SCRIPT, APPLY_LIMIT)?;
+        let output = self.script(SAVE_SCRIPT, SAVE_LIMIT)?;
         if !output.status.success() {
             return Err(self.failed("iptables-save", &output));
         }

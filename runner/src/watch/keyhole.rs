@@ -25,8 +25,6 @@ pub struct KeyholeWatch {
     suspects: HashMap<String, BTreeSet<u16>>,
     /// How often in a row a gateway did not answer.
     silences: HashMap<String, u32>,
-    /// When a gateway that has been silent for a while was last asked, and what came of it.
-    asked: HashMap<String, (Instant, Error)>,
     /// How often in a row a gateway could not say who listens.
     blind: HashMap<String, u32>,
     /// When this watcher first saw it so. Clocks on the wall jump, and other programs' may be wrong: nothing is moved for that.
@@ -35,10 +33,6 @@ pub struct KeyholeWatch {
 
 /// After so many cycles in which a gateway did not answer, what is known of its jobs is called stale.
 const SILENCES: u32 = 3;
-/// A gateway that has been silent for a while is asked this often: each time may cost as long as a command may take, which the others
-/// have to wait.
-const SILENT_PAUSE: Duration = Duration::from_secs(15);
-
 impl KeyholeWatch {
     /// The watcher of `cluster`.
     pub fn new(store: Arc<Store>, cluster: Arc<Cluster>, keyhole: Arc<Keyhole>) -> Self {
@@ -49,7 +43,6 @@ impl KeyholeWatch {
             suspects: HashMap::new(),
             silences: HashMap::new(),
             silent_since: HashMap::new(),
-            asked: HashMap::new(),
             blind: HashMap::new(),
         }
     }
@@ -63,10 +56,10 @@ impl KeyholeWatch {
         self.suspects.retain(|address, _| cluster.gateway(address).is_some());
     }
 
-    /// One look at every gateway, and what follows from it. A gateway that does not answer changes nothing; the others wait for it now and
-    /// then.
+    /// One look at every gateway, and what follows from it. A gateway that does not answer changes nothing; the others wait for it as
+    /// long as a connection or a listing may take.
     pub fn cycle(&mut self) -> Result<()> {
-        let installed = self.listings();
+        let installed: Vec<Result<Installed>> = self.on_all_gateways(|gateway| gateway.installed());
         let cluster = Arc::clone(&self.cluster);
         let silent: BTreeSet<&str> =
             cluster.gateways.iter().zip(&installed).filter(|(_, i)| i.is_err()).map(|(g, _)| g.address()).collect();
@@ -84,29 +77,6 @@ impl KeyholeWatch {
         self.tell_of_silence(&keep);
         failure = failure.and(self.move_grants(&keep, &silences, &silent));
         failure.and(self.look(&keep, &jobs, &silent))
-    }
-
-    /// What is installed, gateway by gateway.
-    fn listings(&mut self) -> Vec<Result<Installed>> {
-        let silences = &self.silences;
-        let is_silent = |address: &str| silences.get(address).is_some_and(|count| *count >= SILENCES);
-        let known = |address: &str| {
-            let (at, error) = self.asked.get(address).filter(|_| is_silent(address))?;
-            (at.elapsed() < SILENT_PAUSE).then(|| error.clone())
-        };
-        let listings = self.on_all_gateways(|gateway| match known(gateway.address()) {
-            Some(error) => Err(error),
-            None => gateway.installed(),
-        });
-        let fresh: Vec<bool> = self.cluster.gateways.iter().map(|gateway| known(gateway.address()).is_none()).collect();
-        for ((gateway, listing), fresh) in self.cluster.gateways.iter().zip(&listings).zip(fresh) {
-            match listing {
-                Err(error) if fresh => drop(self.asked.insert(gateway.address().to_owned(), (Instant::now(), error.clone()))),
-                Err(_) => {}
-                Ok(_) => drop(self.asked.remove(gateway.address())),
-            }
-        }
-        listings
     }
 
     /// Writes down which gateways do not answer; returns for how long.
