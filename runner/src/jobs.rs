@@ -97,7 +97,7 @@ struct Named {
 
 /// A job, and how fresh what is known of it is.
 #[derive(Debug)]
-pub struct View {
+pub struct JobView {
     /// The job as it was last seen.
     pub job: Job,
     /// When that was; for a finished job, when its end was seen. Nothing before the first look.
@@ -106,7 +106,7 @@ pub struct View {
     pub stale: Option<String>,
 }
 
-impl View {
+impl JobView {
     /// A job whose scheduler last answered at `heard`, and is called unheard after `stale_after`.
     fn new(job: Job, heard: Option<Timestamp>, stale_after: Duration, now: Timestamp) -> Self {
         let submitted = job.submitted_at.unwrap_or(Timestamp::MIN);
@@ -256,10 +256,10 @@ impl Jobs {
     }
 
     /// A job, finished or not, and how fresh what is known of it is.
-    pub fn describe(&self, id: u64) -> Result<View> {
+    pub fn describe(&self, id: u64) -> Result<JobView> {
         let found = self.store.job_and_heard(&self.cluster_names(), id)?;
         let (job, heard) = found.ok_or_else(|| Error::not_found("no such job"))?;
-        Ok(View::new(job, heard, self.stale_after, Timestamp::now()))
+        Ok(JobView::new(job, heard, self.stale_after, Timestamp::now()))
     }
 
     /// The ids of all jobs that are not finished.

@@ -1,6 +1,6 @@
-//! The rules that everything must keep, each as a function from a view to what breaks it.
+//! The rules that everything must keep, each as a function from a snapshot to what breaks it.
 
-use super::{Disagreement, GatewayView, View};
+use super::{Disagreement, GatewaySnapshot, Snapshot};
 use crate::domain::grant::{Forwarding, Grant, GrantState};
 use crate::domain::job::{Job, Phase, Seen, State};
 use crate::domain::ports::{PortRange, Span};
@@ -13,17 +13,17 @@ use std::collections::{BTreeMap, BTreeSet};
 const SUBMISSION_LIMIT: SignedDuration = SignedDuration::from_secs(180);
 
 /// All that breaks a rule.
-pub fn compare(view: &View) -> Vec<Disagreement> {
+pub fn compare(snapshot: &Snapshot) -> Vec<Disagreement> {
     let mut found = Vec::new();
     let mut add = |kind, what| found.push(Disagreement { kind, what });
-    submissions(view, &mut add);
-    scheduler(view, &mut add);
-    grants(view, &mut add);
-    owners(view, &mut add);
-    nodes(view, &mut add);
-    for (address, gateway) in &view.gateways {
-        ledger(view, address, gateway, &mut add);
-        installed(view, address, gateway, &mut add);
+    submissions(snapshot, &mut add);
+    scheduler(snapshot, &mut add);
+    grants(snapshot, &mut add);
+    owners(snapshot, &mut add);
+    nodes(snapshot, &mut add);
+    for (address, gateway) in &snapshot.gateways {
+        ledger(snapshot, address, gateway, &mut add);
+        installed(snapshot, address, gateway, &mut add);
     }
     found.sort();
     found.dedup();
@@ -31,33 +31,33 @@ pub fn compare(view: &View) -> Vec<Disagreement> {
 }
 
 /// A job without the scheduler's id is being submitted, and that ends.
-fn submissions(view: &View, add: &mut impl FnMut(&'static str, String)) {
-    for job in view.jobs.iter().filter(|job| job.scheduler_job_id.is_none() && !job.cancel_requested) {
-        if job.submitted_at.is_none_or(|at| view.now.duration_since(at) > SUBMISSION_LIMIT) {
+fn submissions(snapshot: &Snapshot, add: &mut impl FnMut(&'static str, String)) {
+    for job in snapshot.jobs.iter().filter(|job| job.scheduler_job_id.is_none() && !job.cancel_requested) {
+        if job.submitted_at.is_none_or(|at| snapshot.now.duration_since(at) > SUBMISSION_LIMIT) {
             add("submission-open", format!("job {}: it is not known whether the scheduler has it", job.id));
         }
     }
 }
 
 /// What the scheduler has and what the records say.
-fn scheduler(view: &View, add: &mut impl FnMut(&'static str, String)) {
-    let Some(seen) = &view.seen else { return };
-    for job in view.jobs.iter().filter(|job| job.scheduler_job_id.is_some()) {
+fn scheduler(snapshot: &Snapshot, add: &mut impl FnMut(&'static str, String)) {
+    let Some(seen) = &snapshot.seen else { return };
+    for job in snapshot.jobs.iter().filter(|job| job.scheduler_job_id.is_some()) {
         if !seen.iter().any(|seen| job.is(seen)) {
             add("job-without-scheduler-job", format!("job {}: the scheduler does not show {}", job.id, job.name));
         }
     }
-    let known = |name: &String| view.jobs.iter().chain(&view.finished).any(|job| job.name == *name);
+    let known = |name: &String| snapshot.jobs.iter().chain(&snapshot.finished).any(|job| job.name == *name);
     // The scheduler may show the end of a job for longer than we keep its record.
     let ended = |name: &String| {
         let mut of_name = seen.iter().filter(|seen| seen.name == *name).peekable();
         of_name.peek().is_some() && of_name.all(|seen| matches!(seen.phase, Phase::Completing | Phase::Ended(_)))
     };
-    for name in view.names.iter().filter(|name| !known(name) && !ended(name)) {
+    for name in snapshot.names.iter().filter(|name| !known(name) && !ended(name)) {
         add("unknown-scheduler-job", format!("the scheduler has {name}, which the store does not know"));
     }
     let alive = |seen: &&Seen| matches!(seen.phase, Phase::Waiting | Phase::Running);
-    for job in &view.finished {
+    for job in &snapshot.finished {
         for seen in seen.iter().filter(alive).filter(|seen| seen.name == job.name && seen.user == job.user) {
             add(
                 "finished-but-alive",
@@ -65,12 +65,12 @@ fn scheduler(view: &View, add: &mut impl FnMut(&'static str, String)) {
             );
         }
     }
-    twice(view, seen, add);
+    twice(snapshot, seen, add);
 }
 
 /// One name, one job.
-fn twice(view: &View, seen: &[Seen], add: &mut impl FnMut(&'static str, String)) {
-    for job in view.jobs.iter().chain(&view.finished) {
+fn twice(snapshot: &Snapshot, seen: &[Seen], add: &mut impl FnMut(&'static str, String)) {
+    for job in snapshot.jobs.iter().chain(&snapshot.finished) {
         let ids: BTreeSet<&str> = seen
             .iter()
             .filter(|seen| seen.name == job.name && seen.user == job.user)
@@ -83,9 +83,9 @@ fn twice(view: &View, seen: &[Seen], add: &mut impl FnMut(&'static str, String))
 }
 
 /// Who has ports, and who says so.
-fn grants(view: &View, add: &mut impl FnMut(&'static str, String)) {
-    let job = |id: u64| view.jobs.iter().find(|job| job.id == id);
-    for grant in &view.grants {
+fn grants(snapshot: &Snapshot, add: &mut impl FnMut(&'static str, String)) {
+    let job = |id: u64| snapshot.jobs.iter().find(|job| job.id == id);
+    for grant in &snapshot.grants {
         if !keeps_ports(grant, job(grant.job)) {
             add("grant-without-job", format!("job {} does not run, and has ports on {}", grant.job, grant.gateway));
         }
@@ -93,32 +93,32 @@ fn grants(view: &View, add: &mut impl FnMut(&'static str, String)) {
             add("move-open", format!("job {}: its forwardings are on their way to {}", grant.job, grant.gateway));
         }
     }
-    for job in view.jobs.iter().filter(|job| job.state == State::Available) {
+    for job in snapshot.jobs.iter().filter(|job| job.state == State::Available) {
         let active = |grant: &&Grant| grant.job == job.id && grant.state == GrantState::Active;
-        if !view.grants.iter().any(|grant| active(&grant)) {
+        if !snapshot.grants.iter().any(|grant| active(&grant)) {
             add("available-without-grant", format!("job {} is available, and has no ports", job.id));
         }
     }
 }
 
 /// The lists that jobs per user are counted by. Jobs of version 1 are in none.
-fn owners(view: &View, add: &mut impl FnMut(&'static str, String)) {
-    for owner in &view.owners {
-        for id in owner.jobs.iter().filter(|id| !view.jobs.iter().any(|job| job.id == **id)) {
+fn owners(snapshot: &Snapshot, add: &mut impl FnMut(&'static str, String)) {
+    for owner in &snapshot.owners {
+        for id in owner.jobs.iter().filter(|id| !snapshot.jobs.iter().any(|job| job.id == **id)) {
             add("owner-of-no-job", format!("user {} is counted as the owner of job {id}, which is not unfinished", owner.user));
         }
     }
-    let counted = |job: &Job| view.owners.iter().any(|owner| owner.user == job.user && owner.jobs.contains(&job.id));
-    for job in view.jobs.iter().filter(|job| job.version > 1 && !counted(job)) {
+    let counted = |job: &Job| snapshot.owners.iter().any(|owner| owner.user == job.user && owner.jobs.contains(&job.id));
+    for job in snapshot.jobs.iter().filter(|job| job.version > 1 && !counted(job)) {
         add("job-without-owner", format!("job {} is not counted among the jobs of user {}", job.id, job.user));
     }
 }
 
 /// The ledger of internal ports: each is taken by one job, and every taken one has a reason.
-fn nodes(view: &View, add: &mut impl FnMut(&'static str, String)) {
+fn nodes(snapshot: &Snapshot, add: &mut impl FnMut(&'static str, String)) {
     let mut reasons: BTreeMap<(&str, u64), Vec<PortRange>> = BTreeMap::new();
-    let granted = view.grants.iter().map(|grant| (grant.job, &grant.nodes, &grant.spans));
-    let closing = view.gateways.values().flat_map(|gateway| &gateway.closings);
+    let granted = snapshot.grants.iter().map(|grant| (grant.job, &grant.nodes, &grant.spans));
+    let closing = snapshot.gateways.values().flat_map(|gateway| &gateway.closings);
     let closing = closing.map(|closing| (closing.job, &closing.nodes, &closing.spans));
     for (job, nodes, spans) in granted.chain(closing) {
         for node in nodes {
@@ -126,7 +126,7 @@ fn nodes(view: &View, add: &mut impl FnMut(&'static str, String)) {
         }
     }
     let mut missing: BTreeSet<(&str, u64)> = reasons.keys().copied().collect();
-    for (node, taken) in view.buckets.iter().flat_map(|bucket| &bucket.nodes) {
+    for (node, taken) in snapshot.buckets.iter().flat_map(|bucket| &bucket.nodes) {
         overlaps(taken.iter().map(|entry| (entry.job, entry.ports)), &mut |what| {
             add("node-port-twice", format!("node {node}: {what}"));
         });
@@ -159,12 +159,12 @@ fn overlaps(ranges: impl Iterator<Item = (u64, PortRange)>, found: &mut impl FnM
 }
 
 /// The ledger of a gateway's external ports: each is taken once, for a grant or until its rule is gone, and all are counted.
-fn ledger(view: &View, address: &str, gateway: &GatewayView, add: &mut impl FnMut(&'static str, String)) {
+fn ledger(snapshot: &Snapshot, address: &str, gateway: &GatewaySnapshot, add: &mut impl FnMut(&'static str, String)) {
     let forwardings: Vec<&Forwarding> = gateway.blocks.values().flat_map(|block| &block.forwardings).collect();
     overlaps(forwardings.iter().map(|f| (f.job, f.span.external_range())), &mut |what| {
         add("port-twice", format!("gateway {address}: {what}"));
     });
-    let granted = view.grants.iter().filter(|grant| grant.gateway == address && grant.state != GrantState::Closing);
+    let granted = snapshot.grants.iter().filter(|grant| grant.gateway == address && grant.state != GrantState::Closing);
     let granted: BTreeSet<(u64, Span)> = granted.flat_map(|grant| grant.spans.iter().map(|span| (grant.job, *span))).collect();
     let closing: BTreeSet<(u64, Span)> =
         gateway.closings.iter().flat_map(|closing| closing.spans.iter().map(|span| (closing.job, *span))).collect();
@@ -189,13 +189,13 @@ fn range(span: Span) -> PortRange {
 }
 
 /// The rules themselves. What is silent or not configured says nothing.
-fn installed(view: &View, address: &str, gateway: &GatewayView, add: &mut impl FnMut(&'static str, String)) {
+fn installed(snapshot: &Snapshot, address: &str, gateway: &GatewaySnapshot, add: &mut impl FnMut(&'static str, String)) {
     let (Some(before), Some(after)) = (&gateway.before, &gateway.after) else { return };
     // A gateway that has never had anything to forward may wait for the watcher.
     if !after.ready && !gateway.blocks.is_empty() {
         add("gateway-not-set-up", format!("gateway {address}: the chains around our rules are not there, or not complete"));
     }
-    let Some(cluster) = view.grants.first().map(|grant| grant.cluster.clone()).or_else(|| any_cluster(gateway)) else {
+    let Some(cluster) = snapshot.grants.first().map(|grant| grant.cluster.clone()).or_else(|| any_cluster(gateway)) else {
         return strays(address, &BTreeSet::new(), before, add);
     };
     let in_ledger: BTreeSet<Rule> = gateway.blocks.values().flat_map(|block| rules(&cluster, &block.forwardings)).collect();
@@ -203,7 +203,7 @@ fn installed(view: &View, address: &str, gateway: &GatewayView, add: &mut impl F
     let known: BTreeSet<(u64, Span)> = known.map(|f| (f.job, f.span)).collect();
     strays(address, &known, before, add);
     let active: BTreeSet<u64> =
-        view.grants.iter().filter(|g| g.state == GrantState::Active && g.gateway == address).map(|g| g.job).collect();
+        snapshot.grants.iter().filter(|g| g.state == GrantState::Active && g.gateway == address).map(|g| g.job).collect();
     let there: BTreeSet<&Rule> = after.blocks.values().flatten().collect();
     for rule in in_ledger.iter().filter(|rule| active.contains(&rule.job) && !there.contains(rule)) {
         add(
@@ -216,7 +216,7 @@ fn installed(view: &View, address: &str, gateway: &GatewayView, add: &mut impl F
     }
 }
 
-fn any_cluster(gateway: &GatewayView) -> Option<String> {
+fn any_cluster(gateway: &GatewaySnapshot) -> Option<String> {
     gateway.blocks.values().next().map(|block| block.cluster.clone())
 }
 

@@ -49,13 +49,13 @@ pub struct Report {
 
 /// Everything that one look saw of a cluster.
 #[derive(Default)]
-pub struct View {
+pub struct Snapshot {
     jobs: Vec<Job>,
     finished: Vec<Job>,
     grants: Vec<Grant>,
     owners: Vec<Owner>,
     buckets: Vec<NodeBucket>,
-    gateways: BTreeMap<String, GatewayView>,
+    gateways: BTreeMap<String, GatewaySnapshot>,
     /// Names of this installation's jobs in the scheduler, listed before the records were read.
     names: Vec<String>,
     /// What the scheduler shows of these, and of all unfinished jobs, asked after the records were read.
@@ -65,7 +65,7 @@ pub struct View {
 
 /// What one look saw of a gateway.
 #[derive(Default)]
-struct GatewayView {
+struct GatewaySnapshot {
     /// Listed before the records were read. Nothing when it did not answer, or is not configured.
     before: Option<Installed>,
     /// Listed after the records were read.
@@ -119,28 +119,29 @@ fn run_watchers(store: &Arc<Store>, cluster: &Arc<Cluster>) {
 /// One look at everything.
 fn look(store: &Store, cluster: &Cluster) -> Result<Report> {
     let mut not_looked_at = Vec::new();
-    let mut view = View { now: Timestamp::now(), ..View::default() };
+    let mut snapshot = Snapshot { now: Timestamp::now(), ..Snapshot::default() };
     // Without a number nothing was ever submitted.
     if let Some(installation) = store.installation_known()? {
         match cluster.scheduler.names("bwvisu-") {
-            Ok(names) => view.names = names.into_iter().filter(|name| is_ours(name, &installation)).collect(),
+            Ok(names) => snapshot.names = names.into_iter().filter(|name| is_ours(name, &installation)).collect(),
             Err(error) => not_looked_at.push(format!("the scheduler's jobs: {error}")),
         }
     }
     let before = listings(cluster, &mut not_looked_at);
-    read(store, cluster, &mut view)?;
-    let names: BTreeSet<String> = view.jobs.iter().map(|job| job.name.clone()).chain(view.names.iter().cloned()).collect();
+    read(store, cluster, &mut snapshot)?;
+    let names: BTreeSet<String> =
+        snapshot.jobs.iter().map(|job| job.name.clone()).chain(snapshot.names.iter().cloned()).collect();
     match cluster.scheduler.list(&names.into_iter().collect::<Vec<_>>()) {
-        Ok(seen) => view.seen = Some(seen),
+        Ok(seen) => snapshot.seen = Some(seen),
         Err(error) => not_looked_at.push(format!("the state of jobs in the scheduler: {error}")),
     }
     let mut after = listings(cluster, &mut Vec::new());
     for (address, installed) in before {
-        let gateway = view.gateways.entry(address.clone()).or_default();
+        let gateway = snapshot.gateways.entry(address.clone()).or_default();
         gateway.before = Some(installed);
         gateway.after = after.remove(&address);
     }
-    Ok(Report { disagreements: compare::compare(&view), not_looked_at, compared: view.counts() })
+    Ok(Report { disagreements: compare::compare(&snapshot), not_looked_at, compared: snapshot.counts() })
 }
 
 fn listings(cluster: &Cluster, not_looked_at: &mut Vec<String>) -> BTreeMap<String, Installed> {
@@ -155,22 +156,23 @@ fn listings(cluster: &Cluster, not_looked_at: &mut Vec<String>) -> BTreeMap<Stri
 }
 
 /// All records. Each kind is read at one moment, but not all kinds at the same one: the second look sorts that out.
-fn read(store: &Store, cluster: &Cluster, view: &mut View) -> Result<()> {
+fn read(store: &Store, cluster: &Cluster, snapshot: &mut Snapshot) -> Result<()> {
     let name = &cluster.name;
     let mut known: BTreeSet<String> = store.known_gateways(name)?.into_iter().collect();
     known.extend(cluster.gateways.iter().map(|gateway| gateway.address().to_owned()));
     let addresses: Vec<&str> = known.iter().map(String::as_str).collect();
     for (address, condition) in addresses.iter().zip(store.conditions(name, &addresses)?) {
-        let gateway = view.gateways.entry((*address).to_owned()).or_default();
+        let gateway = snapshot.gateways.entry((*address).to_owned()).or_default();
         gateway.condition = condition;
         gateway.blocks = store.gateway_blocks(name, address)?;
         gateway.closings = store.closings(name, address)?;
     }
-    view.buckets = store.node_buckets(name)?;
-    view.grants = store.grants(name)?;
-    view.owners = store.owners(name)?;
-    view.jobs = store.active_jobs(name)?;
-    view.finished = store.finished_jobs(name, |job| Job { variables: BTreeMap::new(), details: Default::default(), ..job })?;
+    snapshot.buckets = store.node_buckets(name)?;
+    snapshot.grants = store.grants(name)?;
+    snapshot.owners = store.owners(name)?;
+    snapshot.jobs = store.active_jobs(name)?;
+    snapshot.finished =
+        store.finished_jobs(name, |job| Job { variables: BTreeMap::new(), details: Default::default(), ..job })?;
     Ok(())
 }
 
@@ -183,7 +185,7 @@ fn is_ours(name: &str, installation: &str) -> bool {
     })
 }
 
-impl View {
+impl Snapshot {
     fn counts(&self) -> BTreeMap<&'static str, usize> {
         let rules = self.gateways.values().filter_map(|gateway| gateway.after.as_ref());
         let closings = self.gateways.values().map(|gateway| gateway.closings.len());

@@ -1,4 +1,4 @@
-//! One broken rule at a time, on a view that fits together.
+//! One broken rule at a time, on a snapshot that fits together.
 
 use super::compare::compare;
 use super::*;
@@ -61,14 +61,14 @@ fn installed(blocks: &BTreeMap<u16, GatewayBlock>) -> Installed {
 }
 
 /// A running job with two ports on one of two gateways.
-fn view() -> View {
+fn snapshot() -> Snapshot {
     let mut block = GatewayBlock::new("default", "gw0", 500);
     block.add(&grant());
     let mut taken = NodeBucket::new("default", bucket("c0"));
     taken.add(&grant());
     assert!(taken.bucket < BUCKETS && !taken.nodes.is_empty());
     let blocks = BTreeMap::from([(500, block)]);
-    let gw0 = GatewayView {
+    let gw0 = GatewaySnapshot {
         before: Some(installed(&blocks)),
         after: Some(installed(&blocks)),
         blocks,
@@ -76,7 +76,7 @@ fn view() -> View {
         condition: Condition { ports: 2, ..Condition::default() },
     };
     let owner = Owner { version: 1, cluster: "default".into(), user: "alice".into(), jobs: BTreeSet::from([7]) };
-    View {
+    Snapshot {
         names: vec![job().name],
         seen: Some(vec![seen(&job(), Phase::Running)]),
         jobs: vec![job()],
@@ -84,36 +84,36 @@ fn view() -> View {
         owners: vec![owner],
         buckets: vec![taken],
         gateways: BTreeMap::from([("gw0".to_owned(), gw0)]),
-        ..View::default()
+        ..Snapshot::default()
     }
 }
 
 #[test]
 fn a_view_that_fits_together_has_no_disagreement() {
-    assert_eq!(compare(&view()), []);
-    assert_eq!(compare(&View::default()), []);
+    assert_eq!(compare(&snapshot()), []);
+    assert_eq!(compare(&Snapshot::default()), []);
 }
 
 #[test]
 fn a_scheduler_and_gateways_that_do_not_answer_say_nothing() {
-    let mut view = view();
-    (view.seen, view.names) = (None, Vec::new());
-    for gateway in view.gateways.values_mut() {
+    let mut snapshot = snapshot();
+    (snapshot.seen, snapshot.names) = (None, Vec::new());
+    for gateway in snapshot.gateways.values_mut() {
         (gateway.before, gateway.after) = (None, None);
     }
-    assert_eq!(compare(&view), []);
+    assert_eq!(compare(&snapshot), []);
 }
 
-type Fault = (&'static [&'static str], fn(&mut View));
+type Fault = (&'static [&'static str], fn(&mut Snapshot));
 
-fn gw0(view: &mut View) -> &mut GatewayView {
-    view.gateways.get_mut("gw0").unwrap()
+fn gw0(snapshot: &mut Snapshot) -> &mut GatewaySnapshot {
+    snapshot.gateways.get_mut("gw0").unwrap()
 }
 
-fn finish(view: &mut View) {
-    let mut job = view.jobs.remove(0);
+fn finish(snapshot: &mut Snapshot) {
+    let mut job = snapshot.jobs.remove(0);
     job.finish(Outcome::Completed, None, "", Timestamp::UNIX_EPOCH);
-    view.finished.push(job);
+    snapshot.finished.push(job);
 }
 
 #[test]
@@ -156,10 +156,10 @@ fn every_kind_of_disagreement_is_found_by_its_name() {
         }),
     ];
     for (expected, fault) in faults {
-        let mut view = view();
-        fault(&mut view);
-        let found: BTreeSet<&str> = compare(&view).iter().map(|disagreement| disagreement.kind).collect();
-        assert_eq!(found, expected.iter().copied().collect(), "{:?}", compare(&view));
+        let mut snapshot = snapshot();
+        fault(&mut snapshot);
+        let found: BTreeSet<&str> = compare(&snapshot).iter().map(|disagreement| disagreement.kind).collect();
+        assert_eq!(found, expected.iter().copied().collect(), "{:?}", compare(&snapshot));
     }
 }
 
@@ -167,10 +167,10 @@ fn every_kind_of_disagreement_is_found_by_its_name() {
 fn a_job_that_ended_and_was_forgotten_here_is_no_stranger_in_the_scheduler_and_one_that_runs_is() {
     for (phase, expected) in [(Phase::Ended(Outcome::Completed), 0), (Phase::Completing, 0), (Phase::Running, 1)] {
         let old = Job { id: 3, name: "bwvisu-3-ab1200000003".into(), ..job() };
-        let mut view = view();
-        view.names.push(old.name.clone());
-        view.seen.as_mut().unwrap().push(seen(&old, phase.clone()));
-        assert_eq!(compare(&view).len(), expected, "{phase:?}: {:?}", compare(&view));
+        let mut snapshot = snapshot();
+        snapshot.names.push(old.name.clone());
+        snapshot.seen.as_mut().unwrap().push(seen(&old, phase.clone()));
+        assert_eq!(compare(&snapshot).len(), expected, "{phase:?}: {:?}", compare(&snapshot));
     }
 }
 

@@ -6,7 +6,7 @@ use crate::domain::job::Job;
 use crate::domain::ports::PortSet;
 use crate::error::{ErrorKind, Result};
 use crate::http::jobs::job_object;
-use crate::jobs::View;
+use crate::jobs::JobView;
 use crate::store::decode;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -41,7 +41,7 @@ pub(super) const TARGET: Target = Target {
 
 fn check(input: &[u8]) -> Outcome {
     let read = [
-        read::<Job>(input).map(|job| drop(job_object(&View { job, observed_at: None, stale: None }))),
+        read::<Job>(input).map(|job| drop(job_object(&JobView { job, observed_at: None, stale: None }))),
         read::<Grant>(input).map(|grant| {
             assert_eq!(grant.services().len(), grant.ports() as usize, "{grant:?}");
             assert_eq!(grant.spans.is_empty(), grant.blocks().is_empty());

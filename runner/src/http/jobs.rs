@@ -9,7 +9,7 @@ use crate::config::Secret;
 use crate::domain::job::{Job, State, parse_job_id};
 use crate::domain::text;
 use crate::error::{Error, ErrorKind, Result};
-use crate::jobs::{Jobs, NewJob, View};
+use crate::jobs::{JobView, Jobs, NewJob};
 use crate::live::Live;
 use serde_json::{Map, Value, json};
 use std::sync::Arc;
@@ -168,7 +168,7 @@ fn printable(text: &str) -> String {
 }
 
 /// A job as front ends see it.
-pub fn job_object(view: &View) -> Value {
+pub fn job_object(view: &JobView) -> Value {
     let job = &view.job;
     let mut object = Map::new();
     let mut add = |name: &str, value: Value| drop(object.insert(name.to_owned(), value));
@@ -196,7 +196,7 @@ pub fn job_object(view: &View) -> Value {
 }
 
 /// One sentence; two if what is known may no longer be so.
-fn message(view: &View) -> String {
+fn message(view: &JobView) -> String {
     match &view.stale {
         Some(reason) => format!("{reason}; what follows may have changed: {}", view.job.message),
         None => view.job.message.clone(),
@@ -242,7 +242,7 @@ mod tests {
     #[test]
     fn a_job_object_has_every_member_that_front_ends_rely_on_and_no_token() {
         let job = Job { id: 17, token: Some("secret".into()), submitted_at: Some(jiff::Timestamp::UNIX_EPOCH), ..Job::default() };
-        let object = job_object(&View { job, observed_at: None, stale: None });
+        let object = job_object(&JobView { job, observed_at: None, stale: None });
         for member in ["job-id", "batch-script", "uid", "state", "services", "details", "scheduler-job-id", "outcome", "message"]
         {
             assert!(object.get(member).is_some(), "{member}");
