@@ -139,7 +139,7 @@ pub fn disagreements(bed: &Bed, queue: &Queue) -> Vec<String> {
 /// The same, and all that is left although every job has finished.
 pub fn leftovers(bed: &Bed, queue: &Queue) -> Vec<String> {
     let mut found = disagreements(bed, queue);
-    let may_stay = |key: &str| ["finished/", "keys/", "heard"].iter().any(|prefix| key.starts_with(prefix));
+    let may_stay = |key: &str| ["finished/", "keys/", "heard", "given-up/"].iter().any(|prefix| key.starts_with(prefix));
     found.extend(Books::read(bed).0.into_keys().filter(|key| !may_stay(key)).map(|key| format!("the record {key} is left")));
     found
 }
