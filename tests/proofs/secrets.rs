@@ -46,7 +46,9 @@ fn no_secret_is_seen_in_processes_logs_files_or_what_a_job_is_left_with() {
         assert!(!holds_any(left.as_bytes(), &secrets) && !left.contains("KEYHOLE_TOKEN"), "a secret is left to job {id}");
     }
     let settings = runner.folder().join("settings.json");
-    let found: Vec<PathBuf> = files_with(&bed, &secrets, &begun);
+    // Runners of other beds have the same password, in the file that it belongs in.
+    let of_others = |path: &PathBuf| path.ends_with("settings.json") && !path.starts_with(runner.folder());
+    let found: Vec<PathBuf> = files_with(&bed, &secrets, &begun).into_iter().filter(|path| !of_others(path)).collect();
     assert_eq!(found, [] as [PathBuf; 0], "files that hold a secret (the store and Slurm's spool aside)");
     assert!(files_in(&[runner.folder().to_owned()], &secrets, None).contains(&settings), "the search finds what is there");
 }
