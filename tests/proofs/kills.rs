@@ -200,7 +200,10 @@ fn late(stage: &mut Stage) {
 }
 
 fn sweep(stage: &mut Stage) {
-    let id = stage.post("short", PORTLESS.0, &json!({"seconds": "0"}));
+    // Without a key: a job that a key leads to is kept as long as the key.
+    let body = json!({"uid": "alice", "template-name": PORTLESS.0, "variables": {"seconds": "0"}});
+    let reply = stage.call("POST", "/jobs", &body);
+    let id = reply.body["job-id"].as_str().unwrap().to_owned();
     stage.wait_for_end(&id, "completed");
     let old = json!({"version": 2, "cluster": "default", "key": "00", "body": "00", "job": 7, "at": "2020-01-01T00:00:00Z"});
     let keys = "/bwvisu-runner/clusters/default/keys/00";
