@@ -102,8 +102,8 @@ impl<'b> Stage<'b> {
     pub fn restart(&mut self) {
         self.tend();
         let status = self.runner.terminate();
-        // It may die at its point while it ends.
-        if !status.success() {
+        // It may die at its point while it ends; and one that has just been started does not listen for signals yet.
+        if !status.success() && status.signal() != Some(15) {
             self.bury(status);
         }
         self.launch();
