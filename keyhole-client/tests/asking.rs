@@ -1,6 +1,6 @@
 //! The whole client over a network that does as it is told.
 
-#![allow(clippy::expect_used)] // Helpers of tests, too, end the test when they fail.
+#![allow(clippy::expect_used, reason = "helpers of tests, too, end the test when they fail")]
 
 mod world;
 

@@ -2,7 +2,7 @@
 //!
 //! Runs where `scontrol` is installed; it needs no controller. Elsewhere it says so, and fails if `REQUIRE_SLURM=1`.
 
-#![allow(clippy::expect_used)] // Helpers of tests, too, end the test when they fail.
+#![allow(clippy::expect_used, reason = "helpers of tests, too, end the test when they fail")]
 
 use keyhole_protocol::nodelist;
 use proptest::collection::vec;

@@ -1,6 +1,6 @@
 //! The programs as they are shipped, run as jobs run them.
 
-#![allow(clippy::expect_used)] // Helpers of tests, too, end the test when they fail.
+#![allow(clippy::expect_used, reason = "helpers of tests, too, end the test when they fail")]
 
 mod support;
 
