@@ -13,8 +13,9 @@ use crate::keyhole::Keyhole;
 use crate::live::Live;
 use crate::reload::{Changes, settle};
 use crate::store::{Store, embedded::Embedded, etcd::Etcd};
+use crate::systemd::Sockets;
 use crate::templates::TemplateFolder;
-use crate::watch::{Stop, jobs::JobsWatch, keyhole::KeyholeWatch, repeat};
+use crate::watch::{Stop, Watcher, jobs::JobsWatch, keyhole::KeyholeWatch, repeat};
 use rustls::ServerConfig;
 use std::collections::BTreeSet;
 use std::fs;
@@ -22,7 +23,7 @@ use std::net::SocketAddr;
 use std::path::Path;
 use std::str::FromStr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::thread::{self, JoinHandle};
+use std::thread;
 use std::time::{Duration, Instant};
 
 /// How long requests in flight may take when the program ends.
@@ -100,7 +101,7 @@ pub struct Runner {
     known: Mutex<Known>,
     api: Option<(Arc<Api>, Server)>,
     keyhole: Option<Server>,
-    watchers: Mutex<Vec<JoinHandle<()>>>,
+    watchers: Mutex<Vec<Watcher>>,
     stop: Stop,
     store: Arc<Store>,
 }
@@ -108,6 +109,11 @@ pub struct Runner {
 impl Runner {
     /// Starts these parts.
     pub fn start(config: &Config, parts: &BTreeSet<Part>) -> Result<Self> {
+        Self::start_on(config, parts, &mut Sockets::default())
+    }
+
+    /// The same, with those of the sockets that listen already where they should.
+    pub fn start_on(config: &Config, parts: &BTreeSet<Part>, sockets: &mut Sockets) -> Result<Self> {
         descriptors::provide(config)?;
         prepare_folders(config)?;
         let store = Arc::new(Store::new(open_store(&config.store)?));
@@ -131,10 +137,10 @@ impl Runner {
         }
         // Before the API: a job that starts at once must find it.
         if parts.contains(&Part::Keyhole) {
-            runner.keyhole = Some(start_keyhole(config, Arc::clone(&runner.setup))?);
+            runner.keyhole = Some(start_keyhole(config, Arc::clone(&runner.setup), sockets)?);
         }
         if parts.contains(&Part::Api) {
-            runner.start_api(config)?;
+            runner.start_api(config, sockets)?;
         }
         Ok(runner)
     }
@@ -147,6 +153,15 @@ impl Runner {
     /// Where jobs find it, if keyhole runs here.
     pub fn keyhole_address(&self) -> Option<SocketAddr> {
         self.keyhole.as_ref().map(Server::address)
+    }
+
+    /// What of it stands still though it should not: an accepting thread, or a watcher. While the program ends nothing does.
+    pub fn ailing(&self) -> Option<String> {
+        if self.stop.is_given() {
+            return None;
+        }
+        let mut servers = self.api.iter().map(|(_, server)| server).chain(&self.keyhole);
+        servers.find_map(Server::ailing).or_else(|| lock(&self.watchers).iter().find_map(Watcher::ailing))
     }
 
     /// Ends everything within a bounded time: requests in flight are answered, leads are handed over.
@@ -251,12 +266,13 @@ impl Runner {
         Ok(())
     }
 
-    fn start_api(&mut self, config: &Config) -> Result<()> {
+    fn start_api(&mut self, config: &Config, sockets: &mut Sockets) -> Result<()> {
         let front = self.front(config, &self.setup.get().clusters)?;
         check_templates(&front.templates).unwrap_or_else(|error| log::error!("{error}"));
         let api = Arc::new(Api::new(front.jobs, &front.password));
         let (tls, digest) = front.tls.unzip();
-        let server = guard::start("api", config.api.listen, tls, api_limits(), &config.state_dir.join("http"), api.service())?;
+        let listener = sockets.listen("api", config.api.listen)?;
+        let server = guard::start_on("api", listener, tls, api_limits(), &config.state_dir.join("http"), api.service())?;
         log::info!("api: listening on {} ({:?})", server.address(), config.api.transport);
         let mut known = lock(&self.known);
         (known.clients, known.certificate) = (Some(front.clients), digest);
@@ -310,9 +326,10 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-fn start_keyhole(config: &Config, setup: Arc<Live<Setup>>) -> Result<Server> {
+fn start_keyhole(config: &Config, setup: Arc<Live<Setup>>, sockets: &mut Sockets) -> Result<Server> {
     let handler: Handler = Arc::new(move |request| http::keyhole::handle(&setup.get().keyhole, &request));
-    let server = guard::start("keyhole", config.keyhole.listen, None, keyhole_limits(), &config.state_dir.join("http"), handler)?;
+    let listener = sockets.listen("keyhole", config.keyhole.listen)?;
+    let server = guard::start_on("keyhole", listener, None, keyhole_limits(), &config.state_dir.join("http"), handler)?;
     log::info!("keyhole: listening on {}", server.address());
     Ok(server)
 }

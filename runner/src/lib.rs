@@ -37,5 +37,6 @@ pub mod scheduler;
 mod seldom;
 pub mod ssh;
 pub mod store;
+pub mod systemd;
 pub mod templates;
 pub mod watch;

@@ -50,7 +50,12 @@ fn with_all_command_nodes_down_jobs_are_refused_with_503_and_keep_their_states()
     submit(&runner).assert_problem("no command node", 503, "no command node could do it");
     // Not all of the object: a look that was under way may still say when it looked, and three silent cycles make it stale.
     let known = |job: &Value| ["state", "services", "outcome", "details", "scheduler-job-id"].map(|member| job[member].clone());
-    throughout("the last known state is kept", Duration::from_secs(4), || known(&runner.api.job(&id)), |job| *job == known(&before));
+    throughout(
+        "the last known state is kept",
+        Duration::from_secs(4),
+        || known(&runner.api.job(&id)),
+        |job| *job == known(&before),
+    );
     assert_eq!(runner.api.jobs(), [id.as_str()]);
     until(
         "the watcher to complain",

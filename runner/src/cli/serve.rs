@@ -4,6 +4,7 @@ use super::logging;
 use crate::app::{Part, Runner};
 use crate::config;
 use crate::error::{Error, Result};
+use crate::systemd::{self, Sockets};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 use std::path::{Path, PathBuf};
@@ -15,18 +16,32 @@ use std::thread;
 /// Runs `only` these parts, or all when none is named.
 pub fn serve(named: Option<&Path>, only: &[Part]) -> Result<ExitCode> {
     logging::start("info");
+    let mut sockets = Sockets::passed();
     let config = config::load(named)?;
     let parts = if only.is_empty() { Part::ALL.to_vec() } else { only.to_vec() };
     log::info!("bwvisu-runner {}: configuration {}, parts {parts:?}", env!("CARGO_PKG_VERSION"), config.file.display());
     // Before anything starts: a signal during the start ends the program in the ordinary way afterwards.
     let mut signals = end_signals()?;
-    let runner = Arc::new(Runner::start(&config, &parts.into_iter().collect())?);
+    let runner = Arc::new(Runner::start_on(&config, &parts.into_iter().collect(), &mut sockets)?);
+    sockets.let_go();
     let bell = reloader(Arc::clone(&runner), named.map(Path::to_owned))?;
+    let watched = Arc::clone(&runner);
+    systemd::feed_watchdog(move || watched.ailing())?;
     log::info!("ready");
+    systemd::ready(&status(&runner));
     wait_for_end(&mut signals, || ring(&bell));
+    systemd::stopping();
     runner.stop();
     log::info!("ended");
     Ok(ExitCode::SUCCESS)
+}
+
+/// One line for `systemctl status`.
+fn status(runner: &Runner) -> String {
+    let listening = [("api", runner.api_address()), ("keyhole", runner.keyhole_address())];
+    let words = listening.map(|(name, address)| address.map(|address| format!("{name} on {address}")));
+    let words: Vec<String> = words.into_iter().flatten().collect();
+    if words.is_empty() { "watching".to_owned() } else { words.join(", ") }
 }
 
 /// The signals that end the program. SIGHUP is caught, so that a closed terminal does not end a service.
@@ -62,9 +77,11 @@ fn ring(bell: &SyncSender<()>) {
 }
 
 fn reload(runner: &Runner, named: Option<&Path>) {
+    systemd::reloading();
     match config::load(named).and_then(|config| runner.reload(config)) {
         Ok(changed) if changed.is_empty() => log::info!("SIGHUP: read again; nothing has changed"),
         Ok(changed) => log::info!("SIGHUP: read again; changed: {}", changed.join(", ")),
         Err(error) => log::error!("SIGHUP: {error}; everything stays as it was"),
     }
+    systemd::ready(&status(runner));
 }

@@ -13,11 +13,11 @@ const KEEP: Duration = Duration::from_secs(LEASE_SECONDS / 3);
 const LOOK: Duration = Duration::from_millis(500);
 
 pub(super) struct Lead {
-    role: String,
+    pub(super) role: String,
     store: Arc<Store>,
     stop: Stop,
     /// A watcher without a sign of life for so long is taken for hung.
-    patience: Duration,
+    pub(super) patience: Duration,
     state: Mutex<State>,
     changed: Condvar,
 }
@@ -52,6 +52,11 @@ impl Lead {
         state.alive = Instant::now();
         let waited = self.changed.wait_timeout_while(state, time, |state| !leads(state));
         leads(&waited.unwrap_or_else(PoisonError::into_inner).0)
+    }
+
+    /// How long ago the watcher gave its last sign of life.
+    pub(super) fn silent_for(&self) -> Duration {
+        self.lock().alive.elapsed()
     }
 
     fn run(&self) {

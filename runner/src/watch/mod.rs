@@ -13,6 +13,35 @@ use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
+/// A watcher at work.
+pub struct Watcher {
+    thread: JoinHandle<()>,
+    lead: Arc<Lead>,
+}
+
+impl Watcher {
+    /// Waits for its end.
+    pub fn join(self) -> thread::Result<()> {
+        self.thread.join()
+    }
+
+    /// Whether it has ended.
+    pub fn is_finished(&self) -> bool {
+        self.thread.is_finished()
+    }
+
+    /// What is wrong if it stands still: it has ended, or a cycle was taken for hung long ago. (Until then it may still come back, and a
+    /// restart of the program would cost all connections.)
+    pub fn ailing(&self) -> Option<String> {
+        if self.is_finished() {
+            return Some(format!("watch {}: has ended", self.lead.role));
+        }
+        let silent = self.lead.silent_for();
+        (silent > 3 * self.lead.patience)
+            .then(|| format!("watch {}: a cycle takes {} s already", self.lead.role, silent.as_secs()))
+    }
+}
+
 /// A sign to all threads that the program ends.
 #[derive(Clone, Default)]
 pub struct Stop(Arc<(Mutex<bool>, Condvar)>);
@@ -22,6 +51,11 @@ impl Stop {
     pub fn stop(&self) {
         *self.0.0.lock().unwrap_or_else(PoisonError::into_inner) = true;
         self.0.1.notify_all();
+    }
+
+    /// Whether the sign was given.
+    pub fn is_given(&self) -> bool {
+        *self.0.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Sleeps for `time` or until the sign; whether the sign was given.
@@ -48,7 +82,7 @@ pub fn repeat(
     store: Arc<Store>,
     stop: Stop,
     cycle: impl FnMut() -> Result<()> + Send + 'static,
-) -> std::io::Result<JoinHandle<()>> {
+) -> std::io::Result<Watcher> {
     repeat_within(HUNG_AFTER, role, interval, store, stop, cycle)
 }
 
@@ -60,8 +94,9 @@ pub fn repeat_within(
     store: Arc<Store>,
     stop: Stop,
     mut cycle: impl FnMut() -> Result<()> + Send + 'static,
-) -> std::io::Result<JoinHandle<()>> {
+) -> std::io::Result<Watcher> {
     let (lead, keeper) = Lead::keep(&role, store, stop.clone(), patience)?;
+    let shown = Arc::clone(&lead);
     let work = move || {
         let mut log = Log { role, complaint: None };
         let mut next = Instant::now();
@@ -78,7 +113,8 @@ pub fn repeat_within(
             }
         }
     };
-    thread::Builder::new().name("watch".into()).spawn(work)
+    let thread = thread::Builder::new().name("watch".into()).spawn(work)?;
+    Ok(Watcher { thread, lead: shown })
 }
 
 /// What is worth a line in the log: changes only.
@@ -105,5 +141,41 @@ impl Log {
             log::warn!("watch {}: {words}", self.role);
             self.complaint = Some(words);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::embedded::Embedded;
+    use std::sync::mpsc::channel;
+
+    fn until(look: impl Fn() -> bool) {
+        let begin = Instant::now();
+        while !look() {
+            assert!(begin.elapsed() < Duration::from_secs(20), "not in time");
+            thread::sleep(Duration::from_millis(5));
+        }
+    }
+
+    #[test]
+    fn a_watcher_ails_while_a_cycle_hangs_and_when_it_has_ended() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = Arc::new(Store::new(Box::new(Embedded::open(&folder.path().join("store")).unwrap())));
+        let (stop, (begun, begins), (release, gate)) = (Stop::default(), channel(), channel::<()>());
+        let cycle = move || {
+            let _ = begun.send(());
+            let _ = gate.recv();
+            Ok(())
+        };
+        let patience = Duration::from_millis(400);
+        let watcher = repeat_within(patience, "watch".into(), || Duration::from_secs(60), store, stop.clone(), cycle).unwrap();
+        begins.recv().unwrap();
+        assert_eq!(watcher.ailing(), None, "it has just begun");
+        until(|| watcher.ailing().is_some_and(|words| words.contains("watch: a cycle takes 1 s already")));
+        release.send(()).unwrap();
+        until(|| watcher.ailing().is_none());
+        stop.stop();
+        until(|| watcher.ailing().is_some_and(|words| words.contains("has ended")));
     }
 }

@@ -137,23 +137,31 @@ fn bursts_of_connections_that_stay_open_are_all_answered() {
 }
 
 #[test]
-fn stopping_lets_requests_in_flight_end_and_no_others_begin() {
+fn stopping_lets_requests_in_flight_end_and_lets_nobody_in() {
     for world in World::both(&Limits::default()) {
-        let (mut working, mut idle) = (world.connect(), world.connect());
-        assert_eq!(idle.get("/hello").status, 200);
+        let (mut working, mut idle, mut late, mut silent) = (world.connect(), world.connect(), world.connect(), world.connect());
+        for client in [&mut idle, &mut late] {
+            assert_eq!(client.get("/hello").status, 200);
+        }
         working.ask("/sleep/700");
         thread::sleep(Duration::from_millis(200));
         let start = Instant::now();
         let (server, address) = (world.server, world.address);
         let stopping = thread::spawn(move || server.stop(Duration::from_secs(10)));
-        idle.assert_closed();
-        assert!(start.elapsed() < Duration::from_millis(400), "who waits is not waited for");
-        assert!(std::net::TcpStream::connect(address).is_err(), "nobody is let in");
+        while std::net::TcpStream::connect(address).is_ok() {
+            assert!(start.elapsed() < Duration::from_millis(900), "nobody is let in");
+        }
+        // Who could not know, on a kept connection or on a fresh one, still has a moment.
+        for client in [&mut late, &mut silent] {
+            let answer = client.get("/hello");
+            assert_eq!((answer.text(), answer.header("connection")), ("hello", Some("close")));
+        }
         let answer = working.answer();
         assert_eq!((answer.text(), answer.header("connection")), ("hello", Some("close")));
-        drop(working);
+        drop((working, late, silent));
+        idle.assert_closed();
         stopping.join().unwrap();
-        assert!(start.elapsed() < Duration::from_secs(3), "{:?}", start.elapsed());
+        assert!(start.elapsed() < Duration::from_secs(4), "who only waits is not waited for: {:?}", start.elapsed());
     }
 }
 

@@ -25,4 +25,5 @@ mod slurm;
 mod slurm_watch;
 mod starting;
 mod stopping;
+mod systemd;
 mod world;

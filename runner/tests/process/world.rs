@@ -158,7 +158,9 @@ impl Bench {
     pub fn command(&self) -> Command {
         self.save();
         let mut command = Command::new(PROGRAM);
-        for name in ["CREDENTIALS_DIRECTORY", "JOURNAL_STREAM", "RUST_LOG", "BWVISU_API_URL", "BWVISU_API_PASSWORD"] {
+        for name in
+            ["CREDENTIALS_DIRECTORY", "JOURNAL_STREAM", "RUST_LOG", "BWVISU_API_URL", "BWVISU_API_PASSWORD", "NOTIFY_SOCKET"]
+        {
             command.env_remove(name);
         }
         command.arg("--config").arg(self.path("config.json"));

@@ -8,7 +8,7 @@ use super::deadline::Stream;
 use super::exchange::{self, Question};
 use super::head::{self, Head};
 use super::seats::Seat;
-use super::{Denial, Guard};
+use super::{Denial, Guard, LAST_WORD};
 use crate::live::Live;
 
 /// How long, and how many bytes, we still listen to a client that we have answered for the last time.
@@ -96,11 +96,9 @@ impl Visit<'_> {
         // Marked in any case: also a client that sends many requests at once is between two of them here.
         self.seat.idle();
         if self.buffer.is_empty() {
-            // Looked at after we are marked idle: whoever stops the listener marks first and closes the idle then.
-            if self.guard.is_stopping() {
-                return Err(End::Closed);
-            }
-            self.stream.allow(self.wait);
+            // Looked at after we are marked idle: whoever stops the listener marks first and closes the idle later.
+            let wait = if self.guard.is_stopping() { self.wait.min(LAST_WORD) } else { self.wait };
+            self.stream.allow(wait);
             match self.read_some() {
                 Err(error) if error.kind() == io::ErrorKind::TimedOut || self.guard.is_stopping() => return Err(End::Closed),
                 other => other?,

@@ -13,15 +13,16 @@ mod limits;
 pub(crate) mod seats;
 pub(crate) mod tickets;
 
-use std::io::{self, Read, Write};
+use std::io::{self, PipeReader, PipeWriter, Read, Write};
 use std::net::{IpAddr, Shutdown, SocketAddr, TcpListener, TcpStream};
-use std::os::fd::OwnedFd;
+use std::os::fd::AsFd;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustls::ServerConfig;
 
 pub use self::limits::Limits;
@@ -70,6 +71,12 @@ impl From<Handler> for Service {
 const STACK: usize = 256 * 1024;
 /// After a failure to accept or to start a thread: long enough not to spin, short enough not to be noticed.
 const REST: Duration = Duration::from_millis(20);
+/// How often an accepting thread that has nothing to do shows that it lives.
+const PULSE: Timespec = Timespec { tv_sec: 1, tv_nsec: 0 };
+/// An accepting thread that was silent for so long stands still.
+const DEAF: Duration = Duration::from_secs(15);
+/// How long a client that has not asked yet, or may ask again, still may when the listener ends.
+const LAST_WORD: Duration = Duration::from_secs(1);
 /// When file descriptors run out, connections that were idle for this long are closed.
 const SPARED: Duration = Duration::from_secs(1);
 
@@ -84,20 +91,34 @@ pub fn start(
     socket_folder: &Path,
     service: impl Into<Service>,
 ) -> Result<Server> {
+    let listener = TcpListener::bind(addr);
+    let listener = listener.map_err(|error| Error::unavailable(format!("{name}: cannot listen on {addr}: {error}")))?;
+    start_on(name, listener, tls, limits, socket_folder, service)
+}
+
+/// The same with a socket that listens already. Others may hold it too, now or later: it is never shut down, only left.
+pub fn start_on(
+    name: &str,
+    listener: TcpListener,
+    tls: Option<Arc<ServerConfig>>,
+    limits: Limits,
+    socket_folder: &Path,
+    service: impl Into<Service>,
+) -> Result<Server> {
     let Service { handler, screen } = service.into();
-    let cannot = |error: io::Error| Error::unavailable(format!("{name}: cannot listen on {addr}: {error}"));
+    let cannot = |error: io::Error| Error::unavailable(format!("{name}: cannot listen: {error}"));
     warn_about_descriptors(name, &limits);
-    let listener = TcpListener::bind(addr).map_err(cannot)?;
     let address = listener.local_addr().map_err(cannot)?;
-    // Only a stream has `shutdown`, and on Linux that is what wakes a thread in `accept`.
-    let stopper = TcpStream::from(OwnedFd::from(listener.try_clone().map_err(cannot)?));
+    // It is waited for together with the bell; what is gone when its turn comes must not block.
+    listener.set_nonblocking(true).map_err(cannot)?;
+    let (rung, bell) = io::pipe().map_err(cannot)?;
     let backend = Backend::start(name, socket_folder, limits.workers, limits.body_bytes, handler)?;
     let seats = Seats::new(limits.connections, limits.per_address);
     let guard = Arc::new(Guard::new(name, tls, limits, screen, backend, seats));
     let shared = Arc::clone(&guard);
-    let thread = named(&format!("{name}-accept")).spawn(move || shared.accept(&listener));
+    let thread = named(&format!("{name}-accept")).spawn(move || shared.accept(&listener, &rung));
     let thread = thread.inspect_err(|_| guard.backend.stop(Instant::now())).map_err(cannot)?;
-    Ok(Server { address, guard, stopper, thread: Mutex::new(Some(thread)) })
+    Ok(Server { address, guard, at_work: Mutex::new(Some((bell, thread))) })
 }
 
 fn named(name: &str) -> thread::Builder {
@@ -118,8 +139,8 @@ fn warn_about_descriptors(name: &str, limits: &Limits) {
 pub struct Server {
     address: SocketAddr,
     guard: Arc<Guard>,
-    stopper: TcpStream,
-    thread: Mutex<Option<JoinHandle<()>>>,
+    /// The accepting thread, and what ends it when it is dropped.
+    at_work: Mutex<Option<(PipeWriter, JoinHandle<()>)>>,
 }
 
 impl Server {
@@ -140,21 +161,26 @@ impl Server {
         self.guard.refused.load(Ordering::Relaxed)
     }
 
-    /// Stops accepting at once, lets the requests in flight end `within` this time, and cuts off those that do not.
+    /// What is wrong if the accepting thread stands still.
+    pub fn ailing(&self) -> Option<String> {
+        let silent = self.guard.pulse.lock().unwrap_or_else(PoisonError::into_inner).elapsed();
+        (silent > DEAF).then(|| format!("{}: no connection could have been accepted for {} s", self.guard.name, silent.as_secs()))
+    }
+
+    /// Stops accepting at once, lets the requests in flight end `within` this time, and cuts off those that do not. Who was accepted last, or
+    /// uses a kept connection, still gets an answer to what they ask within a moment.
     pub fn stop(&self, within: Duration) {
-        let thread = self.thread.lock().unwrap_or_else(PoisonError::into_inner).take();
-        let Some(thread) = thread else { return };
+        let at_work = self.at_work.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let Some((bell, thread)) = at_work else { return };
         let deadline = Instant::now() + within;
         self.guard.stopping.store(true, Ordering::SeqCst);
-        // It fails only if the listener is closed already.
-        let _ = self.stopper.shutdown(Shutdown::Both);
+        drop(bell);
         if thread.join().is_err() {
             log::error!("{}: the accepting thread had ended with a panic", self.guard.name);
         }
+        self.guard.wait_for_clients(deadline.min(Instant::now() + LAST_WORD));
         self.guard.seats.close_idle(Duration::ZERO);
-        while self.guard.seats.taken() > 0 && Instant::now() < deadline {
-            thread::sleep(Duration::from_millis(5));
-        }
+        self.guard.wait_for_clients(deadline);
         self.guard.seats.close_all();
         self.guard.backend.stop(deadline);
     }
@@ -175,6 +201,8 @@ struct Guard {
     backend: Arc<Backend>,
     seats: Arc<Seats>,
     stopping: AtomicBool,
+    /// The accepting thread's last sign of life.
+    pulse: Mutex<Instant>,
     refused: AtomicU64,
     full: Seldom,
     turned_away: Seldom,
@@ -198,6 +226,7 @@ impl Guard {
             backend,
             seats,
             stopping: AtomicBool::new(false),
+            pulse: Mutex::new(Instant::now()),
             refused: AtomicU64::new(0),
             full: Seldom::default(),
             turned_away: Seldom::default(),
@@ -209,16 +238,38 @@ impl Guard {
         self.stopping.load(Ordering::SeqCst)
     }
 
-    /// Accepts until it is told to stop. Nothing that a client does, and no want of the machine's, ends this loop.
-    fn accept(self: &Arc<Self>, listener: &TcpListener) {
+    fn wait_for_clients(&self, until: Instant) {
+        while self.seats.taken() > 0 && Instant::now() < until {
+            thread::sleep(Duration::from_millis(5));
+        }
+    }
+
+    /// Accepts until the bell is gone. Nothing that a client does, and no want of the machine's, ends this loop. Whoever it has not accepted
+    /// by then stays in the socket's queue, for the next program that holds the socket.
+    fn accept(self: &Arc<Self>, listener: &TcpListener, bell: &PipeReader) {
         while !self.is_stopping() {
-            let outcome = match listener.accept() {
-                Ok((socket, from)) => self.receive(socket, from),
+            *self.pulse.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now();
+            let outcome = match self.next(listener, bell) {
+                Ok(Some((socket, from))) => self.receive(socket, from),
+                Ok(None) => Ok(()),
                 Err(error) => Err(error),
             };
             if let Err(error) = outcome {
                 self.rest(&error);
             }
+        }
+    }
+
+    /// Waits a moment for a connection.
+    fn next(&self, listener: &TcpListener, bell: &PipeReader) -> io::Result<Option<(TcpStream, SocketAddr)>> {
+        let mut waiting = [listener.as_fd(), bell.as_fd()].map(|fd| PollFd::from_borrowed_fd(fd, PollFlags::IN));
+        poll(&mut waiting, Some(&PULSE))?;
+        if self.is_stopping() || waiting[0].revents().is_empty() {
+            return Ok(None);
+        }
+        match listener.accept() {
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(None),
+            other => other.map(Some),
         }
     }
 
