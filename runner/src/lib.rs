@@ -32,6 +32,7 @@ pub mod http;
 pub mod jobs;
 pub mod keyhole;
 pub mod live;
+pub mod logging;
 pub mod reload;
 pub mod scheduler;
 mod seldom;

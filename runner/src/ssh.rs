@@ -8,6 +8,7 @@ mod permits;
 
 use crate::command::{self, Output, last_words};
 use crate::error::{Error, Result};
+use crate::logging::{SSH, id};
 use std::io::{BufRead, BufReader, Read};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
@@ -32,6 +33,8 @@ const NEVER_BEGAN: &str = "UNKNOWN port 65535";
 const SESSION_REFUSED: &str = "Session open refused";
 /// A connection that carried something within this time is believed to be alive.
 const QUIET: Duration = Duration::from_secs(2);
+/// Of a command, so many characters are in the log.
+const SHOWN: usize = 300;
 /// What the master prints once it is there.
 const READY: &str = "bwvisu-ready";
 
@@ -93,18 +96,36 @@ impl Node {
     /// Errors: `Unavailable` when the machine could not be reached (nothing happened there), `Unknown` when the
     /// connection or the deadline ended before the command did. What the command itself says is in the output.
     pub fn run(&self, line: &str, stdin: &[u8], limit: Duration) -> Result<Output> {
-        let deadline = Instant::now() + limit;
-        let _session = self.session(deadline)?;
-        self.twice(line, stdin, deadline)
+        self.noted(line, || {
+            let deadline = Instant::now() + limit;
+            let _session = self.session(deadline)?;
+            self.twice(line, stdin, deadline)
+        })
     }
 
     /// Like [`run`](Self::run), for what must not be done twice: whatever is sent into a connection that died in silence may have
     /// arrived or not, so one that was quiet for a while is asked for a sign of life first.
     pub fn run_once(&self, line: &str, stdin: &[u8], limit: Duration) -> Result<Output> {
-        let deadline = Instant::now() + limit;
-        let _session = self.session(deadline)?;
-        self.wake();
-        self.twice(line, stdin, deadline)
+        self.noted(line, || {
+            let deadline = Instant::now() + limit;
+            let _session = self.session(deadline)?;
+            self.wake();
+            self.twice(line, stdin, deadline)
+        })
+    }
+
+    /// One line of the log for one command. The watchers' commands come every few seconds, and are shown when that is asked for.
+    fn noted(&self, line: &str, call: impl FnOnce() -> Result<Output>) -> Result<Output> {
+        let begun = Instant::now();
+        let result = call();
+        let ended = match &result {
+            Ok(output) => output.status.to_string(),
+            Err(error) => format!("failed: {error}"),
+        };
+        let level = if id::in_request() { log::Level::Info } else { log::Level::Debug };
+        let (node, command, ms) = (&self.address, beginning(line), begun.elapsed().as_millis() as u64);
+        log::log!(target: SSH, level, node:%, command, ended, ms; "ssh {node}: {command}: {ended}, {ms} ms");
+        result
     }
 
     fn session(&self, deadline: Instant) -> Result<Permit<'_>> {
@@ -355,6 +376,11 @@ fn keep_last(mut stderr: impl Read, kept: &Mutex<String>) {
 /// 255 is ssh's own word for a broken connection, but programs use it too (sbatch does for a wrong option): theirs becomes 254.
 fn without_255(line: &str) -> String {
     format!("( {line} ); status=$?; [ $status -ne 255 ] || status=254; exit $status")
+}
+
+/// The beginning of a command, on one line. No secret is ever in a command.
+fn beginning(line: &str) -> String {
+    line.split_whitespace().collect::<Vec<_>>().join(" ").chars().take(SHOWN).collect()
 }
 
 /// A new name for every connection: the socket of one that just died may still be there. Short, as paths of sockets must be.

@@ -1,12 +1,13 @@
 //! `audit`: whether store, scheduler and gateways fit together.
 
 use super::client::{ApiArgs, ApiClient};
-use super::logging;
+
 use crate::admin::Admin;
 use crate::app::open_store;
 use crate::cluster::Cluster;
 use crate::config;
 use crate::error::{Error, Result};
+use crate::logging::{self, Format};
 use crate::store::Store;
 use clap::Args;
 use serde_json::Value;
@@ -55,7 +56,7 @@ fn online(named: Option<&Path>, args: &AuditArgs) -> Result<Value> {
 }
 
 fn offline(named: Option<&Path>, fix: bool) -> Result<Value> {
-    logging::start("warn");
+    logging::start("warn", Format::People);
     let config = config::load(named)?;
     crate::app::prepare_folders(&config)?;
     let store = Arc::new(Store::new(open_store(&config.store)?));

@@ -2,7 +2,7 @@
 //! `POST /jobs` to bytes that came through the forwarded port.
 
 use super::client::{ApiClient, Event, address};
-use super::logging;
+
 use super::serve::{end_signals, wait_for_end};
 use crate::app::{Part, Runner};
 use crate::command;
@@ -10,6 +10,7 @@ use crate::config::file::{ConfigFile, Settings};
 use crate::config::{self, Config};
 use crate::error::{Error, Result};
 use crate::jobs::random;
+use crate::logging::{self, Format};
 use clap::Args;
 use serde_json::{Map, Value, json};
 use std::fs::{self, Permissions};
@@ -39,7 +40,7 @@ const WATCH_SECONDS: f64 = 0.3;
 
 /// Runs the demo.
 pub fn demo(args: &DemoArgs) -> Result<ExitCode> {
-    logging::start(if args.verbose { "info" } else { "warn" });
+    logging::start(if args.verbose { "info" } else { "warn" }, Format::People);
     let folder = tempfile::Builder::new().prefix("bwvisu-demo-").tempdir().map_err(|e| failed("a folder", &e))?;
     let user = account()?;
     make_home(folder.path(), &user)?;

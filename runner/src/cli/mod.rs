@@ -6,12 +6,12 @@ pub mod config;
 pub mod demo;
 pub mod gateway;
 pub mod hosts;
-pub mod logging;
 pub mod serve;
 pub mod store;
 pub mod template;
 
 use crate::app::Part;
+use crate::logging::Format;
 use clap::{Args, Parser, Subcommand};
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -91,6 +91,9 @@ struct ServeArgs {
     /// Run only these parts: api, jobs-watch, keyhole, keyhole-watch
     #[arg(long, value_delimiter = ',', value_name = "PART,…")]
     only: Vec<Part>,
+    /// Who reads the log: people, or programs (json: an object per line)
+    #[arg(long, value_name = "people|json", default_value = "people")]
+    log_format: Format,
 }
 
 /// Runs what the command line says.
@@ -98,7 +101,7 @@ pub fn main() -> ExitCode {
     let cli = Cli::parse();
     let named = cli.config.as_deref();
     let result = match cli.command {
-        Command::Serve(args) => serve::serve(named, &args.only),
+        Command::Serve(args) => serve::serve(named, &args.only, args.log_format),
         Command::Demo(args) => demo::demo(&args),
         Command::Config(command) => config::run(named, &command),
         Command::Hosts(command) => hosts::run(named, &command),

@@ -1,9 +1,9 @@
 //! `serve`: the service until it is told to end.
 
-use super::logging;
 use crate::app::{Part, Runner};
 use crate::config;
 use crate::error::{Error, Result};
+use crate::logging::{self, Format};
 use crate::systemd::{self, Sockets};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
@@ -13,9 +13,9 @@ use std::sync::Arc;
 use std::sync::mpsc::{SyncSender, TrySendError, sync_channel};
 use std::thread;
 
-/// Runs `only` these parts, or all when none is named.
-pub fn serve(named: Option<&Path>, only: &[Part]) -> Result<ExitCode> {
-    logging::start("info");
+/// Runs `only` these parts, or all when none is named, with a log in this `format`.
+pub fn serve(named: Option<&Path>, only: &[Part], format: Format) -> Result<ExitCode> {
+    logging::start("info", format);
     let mut sockets = Sockets::passed();
     let config = config::load(named)?;
     let parts = if only.is_empty() { Part::ALL.to_vec() } else { only.to_vec() };

@@ -1,7 +1,7 @@
 //! The head of a request, as it comes from the network.
 
 use super::{Outcome, Target};
-use crate::http::guard::head::{Head, PEER, TICKET, check_start, end, parse};
+use crate::http::guard::head::{Head, ID, PEER, REQUEST_ID, TICKET, check_start, end, parse};
 
 const MOST_BODY: usize = 256 * 1024;
 /// The guard reads no longer ones.
@@ -99,22 +99,23 @@ fn assert_sound(head: &Head) {
         assert!(value.is_ascii() && *name == name.to_ascii_lowercase(), "{name:?}: {value:?}");
         let again = head.headers[..at].iter().any(|(earlier, _)| earlier == name);
         assert!(!again || name == "accept", "{name} comes twice");
-        let guards = [PEER, TICKET, "connection", "content-length", "transfer-encoding", "expect", "te", "upgrade"];
+        let guards =
+            [ID, PEER, REQUEST_ID, TICKET, "connection", "content-length", "transfer-encoding", "expect", "te", "upgrade"];
         assert!(!guards.contains(&name.as_str()), "{name} is none of the client's business");
     }
 }
 
 /// What is handed on is one request, of the same meaning, for another reader and for ourselves.
 fn assert_rewritten(head: &Head) {
-    let text = head.rebuilt([10, 0, 0, 1].into(), 7);
+    let text = head.rebuilt([10, 0, 0, 1].into(), 7, "id");
     let mut space = [httparse::EMPTY_HEADER; 80];
     let mut request = httparse::Request::new(&mut space);
     assert_eq!(request.parse(text.as_bytes()), Ok(httparse::Status::Complete(text.len())), "{text:?}");
     assert_eq!(request.path, Some(head.target.as_str()));
     let lengths = request.headers.iter().filter(|header| header.name == "content-length").count();
-    assert_eq!((lengths, request.headers.len()), (1, head.headers.len() + 4), "{text:?}");
-    // Ours are four more than the client's, and the limit of 64 is for those.
-    if head.headers.iter().any(|(name, _)| name == "host") && head.headers.len() <= 60 {
+    assert_eq!((lengths, request.headers.len()), (1, head.headers.len() + 5), "{text:?}");
+    // Ours are five more than the client's, and the limit of 64 is for those.
+    if head.headers.iter().any(|(name, _)| name == "host") && head.headers.len() <= 59 {
         let again = parse(text.as_bytes(), MOST_BODY).expect("what we wrote ourselves");
         assert_eq!(
             (again.target, again.headers, again.body_length),

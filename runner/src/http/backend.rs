@@ -16,10 +16,11 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use super::guard::Handler;
-use super::guard::head::{PEER, TICKET};
+use super::guard::head::{ID, PEER, TICKET};
 use super::guard::tickets::Tickets;
 use super::message::{Request, Response};
 use crate::error::{Error, Result};
+use crate::logging::id;
 use crate::seldom::Seldom;
 
 /// The kernel's limit for the path of a Unix socket, with the byte that ends it.
@@ -189,6 +190,7 @@ impl Backend {
         let Some(_work) = value(&asked, TICKET).and_then(|id| id.parse().ok()).and_then(|id| self.tickets.take_up(id)) else {
             return log::debug!("{}: a request that the guard gave up is dropped", self.name);
         };
+        let _id = value(&asked, ID).map(|id| id::within(id.into()));
         let outcome = catch_unwind(AssertUnwindSafe(|| {
             let request = read(&mut asked, self.body_bytes)?;
             asked.respond(outgoing(self.handle(request)))
@@ -238,7 +240,7 @@ fn read(asked: &mut tiny_http::Request, most: usize) -> io::Result<Request> {
 
 /// The client's own headers: those that the guard adds end here.
 fn incoming(headers: &[tiny_http::Header]) -> Vec<(String, String)> {
-    let guards = ["connection", "content-length", PEER, TICKET];
+    let guards = ["connection", "content-length", ID, PEER, TICKET];
     let lower = |header: &tiny_http::Header| header.field.as_str().as_str().to_ascii_lowercase();
     let pairs = headers.iter().map(|header| (lower(header), header.value.as_str().to_owned()));
     pairs.filter(|(name, _)| !guards.contains(&name.as_str())).collect()

@@ -45,7 +45,8 @@ impl Api {
         let (api, screening) = (Arc::clone(self), Arc::clone(self));
         Service {
             handler: Arc::new(move |request| api.handle(&request)),
-            screen: Some(Arc::new(move |headers, peer| screening.credentials.check(headers, peer))),
+            screen: Some(Arc::new(move |asked| screening.credentials.check(asked.headers, asked.peer).map(|()| Some(API_USER)))),
+            routes: route,
         }
     }
 
@@ -121,6 +122,22 @@ impl Api {
     fn back_up(&self) -> Result<Response> {
         let made = self.jobs.get().back_up()?;
         Ok(Response::json(200, &json!({"backup": made.name, "records": made.records})))
+    }
+}
+
+/// What requests are counted by.
+fn route(_: &str, path: &str) -> &'static str {
+    let path: Vec<&str> = path.split('/').skip(1).collect();
+    match path[..] {
+        ["jobs"] => "/jobs",
+        ["jobs", _] => "/jobs/<id>",
+        ["cluster", "check-user", _] => "/cluster/check-user/<name>",
+        ["cluster", "gateways"] => "/cluster/gateways",
+        ["cluster", "gateways", _] => "/cluster/gateways/<address>",
+        ["cluster", "gateways", _, "drain"] => "/cluster/gateways/<address>/drain",
+        ["cluster", "audit"] => "/cluster/audit",
+        ["cluster", "backup"] => "/cluster/backup",
+        _ => "other",
     }
 }
 

@@ -3,6 +3,7 @@
 
 use std::net::IpAddr;
 
+use crate::logging::id;
 use serde_json::json;
 
 /// One whole, valid request.
@@ -53,7 +54,11 @@ impl Response {
 
     /// An error in the form of RFC 9457; `detail` says what to mend.
     pub fn problem(status: u16, detail: &str) -> Self {
-        let value = json!({ "status": status, "title": reason(status), "detail": detail });
+        let mut value = json!({ "status": status, "title": reason(status), "detail": detail });
+        // Whoever asks us about it has at hand what leads to it in the log.
+        if let Some(id) = id::current() {
+            value["request-id"] = (*id).into();
+        }
         Self::of(status, "application/problem+json", value.to_string().into_bytes())
     }
 
@@ -123,6 +128,9 @@ mod tests {
         let body: serde_json::Value = serde_json::from_slice(&problem.body).unwrap();
         assert_eq!(body, json!({ "status": 404, "title": "Not Found", "detail": "no such job" }));
         assert_eq!(problem.headers, [("Content-Type", "application/problem+json".to_owned())]);
+        let _id = id::within("r-1".into());
+        let body: serde_json::Value = serde_json::from_slice(&Response::problem(404, "no such job").body).unwrap();
+        assert_eq!(body["request-id"], "r-1");
     }
 
     #[test]

@@ -9,6 +9,7 @@ use crate::domain::job::{Job, State};
 use crate::error::{Error, Result};
 use crate::gateway::{Gateway, Installed, Probe, Rule, Target};
 use crate::keyhole::{Keyhole, keeps_ports, rules};
+use crate::logging::id;
 use crate::store::Store;
 use jiff::Timestamp;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
@@ -247,6 +248,11 @@ impl KeyholeWatch {
 
     /// All gateways side by side: a slow one costs its own time once.
     fn on_all_gateways<T: Send>(&self, ask: impl Fn(&dyn Gateway) -> Result<T> + Sync) -> Vec<Result<T>> {
+        let work = id::work();
+        let ask = |gateway: &dyn Gateway| {
+            let _work = id::inherited(work.clone());
+            ask(gateway)
+        };
         let ask = &ask;
         thread::scope(|scope| {
             let asked: Vec<_> = self.cluster.gateways.iter().map(|gateway| scope.spawn(move || ask(gateway.as_ref()))).collect();

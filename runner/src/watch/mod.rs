@@ -6,6 +6,7 @@ pub mod keyhole;
 mod lead;
 
 use crate::error::Result;
+use crate::logging::id;
 use crate::store::Store;
 use lead::Lead;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -100,6 +101,7 @@ pub fn repeat_within(
     let work = move || {
         let mut log = Log { role, complaint: None };
         let mut next = Instant::now();
+        let mut cycles = 0_u64;
         loop {
             let rest = next.saturating_duration_since(Instant::now()).min(REST);
             if stop.wait(rest) {
@@ -109,6 +111,8 @@ pub fn repeat_within(
             }
             if lead.is_ours(LOOK) && Instant::now() >= next {
                 next = Instant::now() + interval();
+                cycles += 1;
+                let _id = id::within_cycle(format!("{}-{cycles}", log.role).into());
                 log.report(catch_unwind(AssertUnwindSafe(&mut cycle)));
             }
         }

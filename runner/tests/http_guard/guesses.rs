@@ -8,15 +8,15 @@ use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use bwvisu_runner::config::Secret;
 use bwvisu_runner::http::credentials::{API_USER, Credentials};
-use bwvisu_runner::http::guard::{Limits, Service};
+use bwvisu_runner::http::guard::{Asked, Limits, Service};
 
 use crate::world::{Client, World, handler};
 
 fn both(limits: &Limits) -> [World; 2] {
     [false, true].map(|tls| {
         let credentials = Credentials::new(&Secret::new("right".into()));
-        let screen = Arc::new(move |headers: &[(String, String)], peer| credentials.check(headers, peer));
-        World::of(limits.clone(), tls, Service { handler: handler(), screen: Some(screen) })
+        let screen = Arc::new(move |asked: &Asked<'_>| credentials.check(asked.headers, asked.peer).map(|()| Some(API_USER)));
+        World::of(limits.clone(), tls, Service { handler: handler(), screen: Some(screen), routes: |_, _| "other" })
     })
 }
 

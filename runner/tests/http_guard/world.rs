@@ -310,6 +310,8 @@ impl Answer {
         assert_eq!(self.header("content-type"), Some("application/problem+json"), "{what}");
         assert_eq!(self.json()["status"], status, "{what}");
         assert!(self.json()["title"].is_string() && self.json()["detail"].is_string(), "{what}");
+        assert_eq!(self.json()["request-id"].as_str(), self.header("x-request-id"), "{what}");
+        assert_eq!(self.header("x-request-id").unwrap().len(), 16, "{what}");
     }
 }
 

@@ -26,4 +26,5 @@ mod slurm_watch;
 mod starting;
 mod stopping;
 mod systemd;
+mod traces;
 mod world;

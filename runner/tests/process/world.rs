@@ -289,7 +289,8 @@ impl Served {
             }
         });
         let mut served = Self { child, log, agent: agent(None), url: String::new(), address: String::new() };
-        served.await_line(" ready");
+        // The other in JSON.
+        served.await_line(&[" ready", "\"ready\""]);
         served.address = served.listening("api").unwrap_or_default();
         served.url = format!("{}://{}", if certificate.is_some() { "https" } else { "http" }, served.address);
         if let Some(certificate) = certificate.filter(|_| !served.address.is_empty()) {
@@ -298,13 +299,13 @@ impl Served {
         served
     }
 
-    fn await_line(&mut self, text: &str) {
+    fn await_line(&mut self, texts: &[&str]) {
         let begin = Instant::now();
-        while !self.log().lines().any(|line| line.contains(text)) {
+        while !self.log().lines().any(|line| texts.iter().any(|text| line.contains(text))) {
             if let Some(status) = self.child.try_wait().unwrap() {
                 panic!("it ended with {status}:\n{}", self.log());
             }
-            assert!(begin.elapsed() < Duration::from_secs(30), "no {text:?}:\n{}", self.log());
+            assert!(begin.elapsed() < Duration::from_secs(30), "no {texts:?}:\n{}", self.log());
             thread::sleep(Duration::from_millis(10));
         }
     }
@@ -326,6 +327,12 @@ impl Served {
 
     pub fn get(&self, path: &str) -> Answer {
         self.get_as(&basic("bwvisu-web", PASSWORD), path)
+    }
+
+    /// The same, of a client that names its request.
+    pub fn get_named(&self, id: &str, path: &str) -> Answer {
+        let request = self.agent.get(format!("{}{path}", self.url)).header("Authorization", self.password());
+        Answer::of(request.header("X-Request-Id", id).call())
     }
 
     pub fn get_as(&self, authorization: &str, path: &str) -> Answer {
@@ -469,6 +476,8 @@ pub fn fetch(service: &Value) -> String {
 pub struct Answer {
     pub status: u16,
     pub kind: String,
+    /// `X-Request-Id`
+    pub id: String,
     pub headers: String,
     pub body: Value,
 }
@@ -481,6 +490,7 @@ impl Answer {
         Self {
             status: answer.status().as_u16(),
             kind: header("content-type"),
+            id: header("x-request-id"),
             headers: format!("{:?}", answer.headers()),
             body: serde_json::from_str(&text).unwrap_or(Value::String(text)),
         }
@@ -491,5 +501,6 @@ impl Answer {
         assert_eq!((self.status, self.kind.as_str()), (status, "application/problem+json"), "{words:?}: {self:?}");
         assert_eq!((&self.body["status"], &self.body["title"]), (&json!(status), &json!(title)), "{self:?}");
         assert!(self.body["detail"].as_str().unwrap().contains(words), "{words:?}: {self:?}");
+        assert!(!self.id.is_empty() && self.body["request-id"] == self.id.as_str(), "{self:?}");
     }
 }

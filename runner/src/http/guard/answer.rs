@@ -3,10 +3,19 @@
 use std::borrow::Cow;
 
 use crate::http::message::{Response, reason};
+use crate::logging::id;
 
 /// Set by the guard on every answer; a handler's own are dropped.
-const OURS: [&str; 7] =
-    ["cache-control", "connection", "content-length", "keep-alive", "server", "transfer-encoding", "x-content-type-options"];
+const OURS: [&str; 8] = [
+    "cache-control",
+    "connection",
+    "content-length",
+    "keep-alive",
+    "server",
+    "transfer-encoding",
+    "x-content-type-options",
+    "x-request-id",
+];
 
 /// Why a request goes no further.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -59,6 +68,9 @@ impl Answer {
             text += &format!("Content-Length: {}\r\n", self.body.len());
         }
         text += "X-Content-Type-Options: nosniff\r\nCache-Control: no-store\r\n";
+        if let Some(id) = id::current() {
+            text += &format!("X-Request-Id: {id}\r\n");
+        }
         text += if keep_alive { "Connection: keep-alive\r\n\r\n" } else { "Connection: close\r\n\r\n" };
         let mut bytes = text.into_bytes();
         if !head_only && !bodiless {

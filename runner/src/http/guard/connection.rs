@@ -3,12 +3,13 @@
 use std::io::{self, Read, Write};
 use std::time::Duration;
 
+use super::access::Line;
 use super::answer::{Answer, Refusal};
 use super::deadline::Stream;
 use super::exchange::{self, Question};
 use super::head::{self, Head};
 use super::seats::Seat;
-use super::{Denial, Guard, LAST_WORD};
+use super::{Asked, Denial, Guard, LAST_WORD};
 use crate::live::Live;
 
 /// How long, and how many bytes, we still listen to a client that we have answered for the last time.
@@ -21,7 +22,8 @@ pub(super) fn serve(guard: &Guard, seat: &Seat) {
         Ok(stream) => stream,
         Err(error) => return log::debug!("{}: {}: no TLS handshake: {error}", guard.name, seat.peer()),
     };
-    let mut visit = Visit { guard, seat, stream, buffer: Vec::new(), wait: guard.limits.head };
+    let line = Line::begin(seat.peer());
+    let mut visit = Visit { guard, seat, stream, buffer: Vec::new(), wait: guard.limits.head, line };
     match visit.requests() {
         End::Gone => {}
         End::Closed => {
@@ -63,6 +65,8 @@ struct Visit<'a> {
     buffer: Vec<u8>,
     /// How long the next request may keep us waiting.
     wait: Duration,
+    /// What will be written down about the present request.
+    line: Line,
 }
 
 impl Visit<'_> {
@@ -77,18 +81,23 @@ impl Visit<'_> {
     fn request(&mut self) -> Result<(), End> {
         self.await_first_byte()?;
         let head = self.read_head()?;
+        self.line.asks(&head.method, &head.target);
         if let Some(screen) = &self.guard.screen {
-            screen(&head.headers, self.seat.peer()).or_else(|denial| self.deny(&head, denial))?;
+            match screen(&asked(&head, self.seat)) {
+                Ok(user) => self.line.is_of(user, head.request_id.as_deref()),
+                Err(denial) => self.deny(&head, denial)?,
+            }
         }
         let body = self.read_body(&head)?;
         if !self.seat.answering() {
             return Err(End::Gone);
         }
-        let question = Question { head: &head, body: &body, peer: self.seat.peer() };
+        self.line.is_complete();
+        let question = Question { head: &head, body: &body, peer: self.seat.peer(), id: self.line.id() };
         let answer = exchange::ask(&self.guard.backend, &question, self.guard.limits.handle);
         drop(body);
         let keep_alive = head.keep_alive && !self.guard.is_stopping();
-        self.write(&answer.rendered(keep_alive, head.wants_head_only()))?;
+        self.answer(&answer, keep_alive, head.wants_head_only())?;
         if keep_alive { Ok(()) } else { Err(End::Closed) }
     }
 
@@ -105,6 +114,7 @@ impl Visit<'_> {
             }
         }
         self.seat.arriving();
+        self.line = Line::begin(self.seat.peer());
         self.wait = self.guard.limits.idle;
         Ok(())
     }
@@ -139,7 +149,7 @@ impl Visit<'_> {
                 Err(error) => return Err(error.into()),
             }
         }
-        self.write(&Answer::from(denial.response).rendered(false, head.wants_head_only()))?;
+        self.answer(&Answer::from(denial.response), false, head.wants_head_only())?;
         Err(End::Closed)
     }
 
@@ -173,6 +183,13 @@ impl Visit<'_> {
         Ok(())
     }
 
+    /// Writes it, and writes it down.
+    fn answer(&mut self, answer: &Answer, keep_alive: bool, head_only: bool) -> io::Result<()> {
+        let written = self.write(&answer.rendered(keep_alive, head_only));
+        self.line.end(self.guard, answer.status, answer.body.len());
+        written
+    }
+
     fn write(&mut self, bytes: &[u8]) -> io::Result<()> {
         self.stream.allow(self.guard.limits.write);
         self.stream.write_all(bytes)?;
@@ -181,8 +198,13 @@ impl Visit<'_> {
 
     fn refuse(mut self, refusal: &Refusal) {
         log::debug!("{}: {}: refused with {}: {}", self.guard.name, self.seat.peer(), refusal.status, refusal.detail);
-        if self.write(&Answer::from(refusal).rendered(false, false)).is_ok() {
+        if self.answer(&Answer::from(refusal), false, false).is_ok() {
             self.stream.finish(FAREWELL.0, FAREWELL.1);
         }
     }
+}
+
+fn asked<'a>(head: &'a Head, seat: &Seat) -> Asked<'a> {
+    let path = head.target.split('?').next().unwrap_or_default();
+    Asked { method: &head.method, path, headers: &head.headers, peer: seat.peer() }
 }

@@ -32,6 +32,7 @@ pub(super) struct Question<'a> {
     pub(super) head: &'a Head,
     pub(super) body: &'a [u8],
     pub(super) peer: IpAddr,
+    pub(super) id: &'a str,
 }
 
 /// Asks, and answers for the server where it does not.
@@ -101,7 +102,7 @@ struct Call<'a> {
 
 impl Call<'_> {
     fn put(&mut self, question: &Question<'_>) -> io::Result<()> {
-        let mut bytes = question.head.rebuilt(question.peer, self.ticket.id()).into_bytes();
+        let mut bytes = question.head.rebuilt(question.peer, self.ticket.id(), question.id).into_bytes();
         bytes.extend_from_slice(question.body);
         self.stream.write_all(&bytes)
     }
@@ -184,7 +185,7 @@ mod tests {
 
     fn status(backend: &Backend, within: Duration) -> u16 {
         let head = head::parse(b"GET / HTTP/1.0\r\n\r\n", 0).unwrap();
-        ask(backend, &Question { head: &head, body: b"", peer: [127, 0, 0, 1].into() }, within).status
+        ask(backend, &Question { head: &head, body: b"", peer: [127, 0, 0, 1].into(), id: "a" }, within).status
     }
 
     #[test]

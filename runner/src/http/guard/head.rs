@@ -15,6 +15,10 @@ const OURS: &str = "keyhole-";
 
 /// Set by the guard alone: the client's address.
 pub(crate) const PEER: &str = "guard-peer";
+/// Set by the guard alone: the request's id.
+pub(crate) const ID: &str = "guard-request-id";
+/// What a client may call its request.
+pub(crate) const REQUEST_ID: &str = "x-request-id";
 /// Set by the guard alone: the number of the request's ticket.
 pub(crate) const TICKET: &str = "guard-ticket";
 
@@ -30,6 +34,8 @@ pub(crate) struct Head {
     pub(crate) keep_alive: bool,
     /// The client waits for our word before it sends the body.
     pub(crate) expects_continue: bool,
+    /// What the client calls its request. It ends here: what goes on is [`ID`].
+    pub(crate) request_id: Option<String>,
 }
 
 impl Head {
@@ -39,10 +45,10 @@ impl Head {
     }
 
     /// The head that is handed on: the same meaning, written by us.
-    pub(crate) fn rebuilt(&self, peer: IpAddr, ticket: u64) -> String {
+    pub(crate) fn rebuilt(&self, peer: IpAddr, ticket: u64, id: &str) -> String {
         let method = if self.wants_head_only() { "GET" } else { &self.method };
         let mut head = format!("{method} {} HTTP/1.1\r\nconnection: close\r\n", self.target);
-        head += &format!("content-length: {}\r\n{PEER}: {peer}\r\n{TICKET}: {ticket}\r\n", self.body_length);
+        head += &format!("content-length: {}\r\n{PEER}: {peer}\r\n{TICKET}: {ticket}\r\n{ID}: {id}\r\n", self.body_length);
         for (name, value) in &self.headers {
             head += &format!("{name}: {value}\r\n");
         }
@@ -91,6 +97,7 @@ pub(crate) fn parse(bytes: &[u8], most_body: usize) -> Result<Head, Refusal> {
         body_length,
         keep_alive: version == Version::V11 && !fields.says_close(),
         expects_continue: fields.expects_continue(version)?,
+        request_id: fields.only(REQUEST_ID).map(str::to_owned),
         headers: fields.passed(),
     })
 }
@@ -185,6 +192,12 @@ impl Fields {
 
     fn get(&self, name: &str) -> Option<&str> {
         self.0.iter().find(|(known, _)| known == name).map(|(_, value)| value.as_str())
+    }
+
+    /// The value of a header that comes once. Proxies may add their own to a client's: then it is nobody's.
+    fn only(&self, name: &str) -> Option<&str> {
+        let mut found = self.0.iter().filter(|(known, _)| known == name);
+        found.next().filter(|_| found.next().is_none()).map(|(_, value)| value.as_str())
     }
 
     fn check_host(&self, version: Version) -> Result<(), Refusal> {

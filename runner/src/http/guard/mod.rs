@@ -4,6 +4,7 @@
 //! The server behind is tiny_http on a private Unix socket (`http::backend`). By itself it would let one client end the
 //! process, the listener or the service of others; behind the guard it sees only short, valid, complete requests.
 
+mod access;
 mod answer;
 mod connection;
 mod deadline;
@@ -39,9 +40,25 @@ pub type Handler = Arc<dyn Fn(Request) -> Response + Send + Sync>;
 /// A header as it was sent, its name in lower case.
 pub type Header = (String, String);
 
-/// Judges a request by its head and where it comes from. What it denies gets no further: no body is read for it, and no
-/// worker knows of it.
-pub type Screen = Arc<dyn Fn(&[Header], IpAddr) -> Result<(), Denial> + Send + Sync>;
+/// A request before its body is read.
+#[derive(Debug, Clone, Copy)]
+pub struct Asked<'a> {
+    /// `GET`, `POST` …
+    pub method: &'a str,
+    /// The path, without its query.
+    pub path: &'a str,
+    /// The headers that pass the guard.
+    pub headers: &'a [Header],
+    /// Where it comes from.
+    pub peer: IpAddr,
+}
+
+/// Judges a request by its head and where it comes from; returns the user who asks, or nobody where everybody may. What it denies gets no
+/// further: no body is read for it, and no worker knows of it.
+pub type Screen = Arc<dyn Fn(&Asked<'_>) -> Result<Option<&'static str>, Denial> + Send + Sync>;
+
+/// The route that a method and a path belong to, as one of few words: never the path itself, which strangers choose.
+pub type Routes = fn(&str, &str) -> &'static str;
 
 /// The last answer on a connection.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -59,11 +76,13 @@ pub struct Service {
     pub handler: Handler,
     /// Who may ask; everybody without it.
     pub screen: Option<Screen>,
+    /// What requests are counted by.
+    pub routes: Routes,
 }
 
 impl From<Handler> for Service {
     fn from(handler: Handler) -> Self {
-        Self { handler, screen: None }
+        Self { handler, screen: None, routes: |_, _| "other" }
     }
 }
 
@@ -105,7 +124,7 @@ pub fn start_on(
     socket_folder: &Path,
     service: impl Into<Service>,
 ) -> Result<Server> {
-    let Service { handler, screen } = service.into();
+    let Service { handler, screen, routes } = service.into();
     let cannot = |error: io::Error| Error::unavailable(format!("{name}: cannot listen: {error}"));
     warn_about_descriptors(name, &limits);
     let address = listener.local_addr().map_err(cannot)?;
@@ -114,7 +133,7 @@ pub fn start_on(
     let (rung, bell) = io::pipe().map_err(cannot)?;
     let backend = Backend::start(name, socket_folder, limits.workers, limits.body_bytes, handler)?;
     let seats = Seats::new(limits.connections, limits.per_address);
-    let guard = Arc::new(Guard::new(name, tls, limits, screen, backend, seats));
+    let guard = Arc::new(Guard::new(name, tls, limits, (screen, routes), backend, seats));
     let shared = Arc::clone(&guard);
     let thread = named(&format!("{name}-accept")).spawn(move || shared.accept(&listener, &rung));
     let thread = thread.inspect_err(|_| guard.backend.stop(Instant::now())).map_err(cannot)?;
@@ -198,6 +217,7 @@ struct Guard {
     tls: Option<Live<ServerConfig>>,
     limits: Limits,
     screen: Option<Screen>,
+    routes: Routes,
     backend: Arc<Backend>,
     seats: Arc<Seats>,
     stopping: AtomicBool,
@@ -207,6 +227,8 @@ struct Guard {
     full: Seldom,
     turned_away: Seldom,
     trouble: Seldom,
+    /// What strangers ask is written down for each of their networks seldom.
+    strangers: Seldom<IpAddr>,
 }
 
 impl Guard {
@@ -214,7 +236,7 @@ impl Guard {
         name: &str,
         tls: Option<Arc<ServerConfig>>,
         limits: Limits,
-        screen: Option<Screen>,
+        (screen, routes): (Option<Screen>, Routes),
         backend: Arc<Backend>,
         seats: Arc<Seats>,
     ) -> Self {
@@ -223,6 +245,7 @@ impl Guard {
             tls: tls.map(Live::new),
             limits,
             screen,
+            routes,
             backend,
             seats,
             stopping: AtomicBool::new(false),
@@ -231,6 +254,7 @@ impl Guard {
             full: Seldom::default(),
             turned_away: Seldom::default(),
             trouble: Seldom::default(),
+            strangers: Seldom::bursts_of(access::STRANGERS_LINES),
         }
     }
 
@@ -312,7 +336,8 @@ impl Guard {
             log::warn!("{}: no room for a connection from {from}; {count} turned away so far", self.name);
         }
         if self.tls.is_none() {
-            tell_busy(socket);
+            let line = access::Line::begin(from.ip());
+            line.end(self, 503, tell_busy(socket));
         }
     }
 
@@ -328,12 +353,15 @@ impl Guard {
     }
 }
 
-/// One try, without waiting. A fresh connection has room for so short an answer.
-fn tell_busy(mut socket: TcpStream) {
-    let answer = answer::Answer::busy("there are too many connections; try again").rendered(false, false);
+/// One try, without waiting. A fresh connection has room for so short an answer. Returns the length of the body.
+fn tell_busy(mut socket: TcpStream) -> usize {
+    let answer = answer::Answer::busy("there are too many connections; try again");
+    let length = answer.body.len();
+    let answer = answer.rendered(false, false);
     if socket.set_nonblocking(true).is_ok() && socket.write_all(&answer).is_ok() {
         let _ = socket.shutdown(Shutdown::Write);
         // What is left unread when we close would make the client lose the answer.
         let _ = socket.read(&mut [0; 4096]);
     }
+    length
 }

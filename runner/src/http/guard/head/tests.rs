@@ -161,7 +161,7 @@ fn what_is_no_request_is_known_by_its_first_byte() {
 fn head_is_handed_on_as_get() {
     let head = parse(b"HEAD /x HTTP/1.0\r\n\r\n", 0).unwrap();
     assert!(head.wants_head_only());
-    assert!(head.rebuilt([127, 0, 0, 1].into(), 7).starts_with("GET /x HTTP/1.1\r\n"));
+    assert!(head.rebuilt([127, 0, 0, 1].into(), 7, "id").starts_with("GET /x HTTP/1.1\r\n"));
 }
 
 /// Text that is a request about every other time, and otherwise nearly one.
@@ -192,7 +192,7 @@ fn near_requests() -> impl Strategy<Value = Vec<u8>> {
 
 /// What another reader makes of a head: the same request, and no byte beyond it.
 fn read_again(head: &Head, bytes: &[u8]) {
-    let mut space = [httparse::EMPTY_HEADER; MOST_HEADERS + 4];
+    let mut space = [httparse::EMPTY_HEADER; MOST_HEADERS + 5];
     let mut request = httparse::Request::new(&mut space);
     assert_eq!(request.parse(bytes).unwrap(), httparse::Status::Complete(bytes.len()));
     assert_eq!(request.method, Some(if head.method == "HEAD" { "GET" } else { &head.method }));
@@ -200,9 +200,9 @@ fn read_again(head: &Head, bytes: &[u8]) {
     assert_eq!(request.version, Some(1));
     let fields: Vec<_> = request.headers.iter().map(|header| (header.name, std::str::from_utf8(header.value).unwrap())).collect();
     let length = head.body_length.to_string();
-    let guards = [("connection", "close"), ("content-length", &length), (PEER, "10.0.0.1"), (TICKET, "7")];
-    assert_eq!(fields[..4], guards);
-    assert!(fields[4..].iter().copied().eq(head.headers.iter().map(|(name, value)| (name.as_str(), value.as_str()))));
+    let guards = [("connection", "close"), ("content-length", &length), (PEER, "10.0.0.1"), (TICKET, "7"), (ID, "id")];
+    assert_eq!(fields[..5], guards);
+    assert!(fields[5..].iter().copied().eq(head.headers.iter().map(|(name, value)| (name.as_str(), value.as_str()))));
 }
 
 proptest! {
@@ -216,8 +216,8 @@ proptest! {
     #[test]
     fn what_is_accepted_is_one_request_for_every_reader(bytes in near_requests()) {
         if let Ok(head) = parse(&bytes, MOST_BODY) {
-            read_again(&head, head.rebuilt([10, 0, 0, 1].into(), 7).as_bytes());
-            let again = parse(head.rebuilt([10, 0, 0, 1].into(), 7).as_bytes(), MOST_BODY);
+            read_again(&head, head.rebuilt([10, 0, 0, 1].into(), 7, "id").as_bytes());
+            let again = parse(head.rebuilt([10, 0, 0, 1].into(), 7, "id").as_bytes(), MOST_BODY);
             prop_assert!(again.is_ok() || !head.headers.iter().any(|(name, _)| name == "host"));
         }
     }
