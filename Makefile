@@ -54,7 +54,7 @@ check: fmt deny
 	cargo clippy --workspace --all-targets --features bwvisu-tests/bed -- -D warnings
 	RUSTDOCFLAGS='-D warnings' cargo doc --workspace --no-deps --quiet
 	if command -v shellcheck >/dev/null; then
-		shellcheck tests/bed tests/bed.d/*.bash tests/bed.d/check tests/install-packages tests/run packaging/build-clients packaging/protoc .ci/run
+		shellcheck tests/bed tests/bed.d/*.bash tests/bed.d/check tests/install-packages tests/run packaging/build-clients packaging/protoc .ci/run runner/src/gateway/iptables/probe.sh
 	else
 		echo 'NOT CHECKED: the shell scripts, since shellcheck is not installed' >&2
 	fi

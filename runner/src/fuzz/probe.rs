@@ -1,9 +1,9 @@
-//! What `nc -z` reports, over ssh.
+//! What a gateway reports of the ports that it looked at, over ssh.
 
 use super::{Outcome, Target, text};
 use crate::domain::ports::PortRange;
 use crate::gateway::Target as Host;
-use crate::gateway::iptables::read_probe;
+use crate::gateway::iptables::probe::read;
 
 pub(super) const TARGET: Target = Target {
     name: "nc-report",
@@ -17,6 +17,11 @@ pub(super) const TARGET: Target = Target {
         " port [tcp/*] succeeded!",
         "Connection to c0 50001 port [tcp/*] succeeded!\n",
         "Connection to c2 (10.0.0.12) ",
+        "(UNKNOWN) [10.0.0.10] 50002 (?) open\n",
+        ") open\n",
+        "port 50003 open\n",
+        "port 50003 silent\n",
+        "cannot resolve c1\n",
         "nc: getaddrinfo for host \"c3\" port 50000: Name or service not known\n",
         "bwvisu-end\n",
         "\n",
@@ -32,11 +37,11 @@ fn check(input: &[u8]) -> Outcome {
     };
     let host = |name: &str| Host { host: name.into(), ports: PortRange { lo: 50000, hi: 50003 } };
     let targets = [host("c0"), host("c1"), host("c2")];
-    let probe = read_probe(&targets, report);
+    let probe = read(&targets, report);
     for (name, port) in &probe.open {
         let asked = targets.iter().find(|target| target.host == *name);
         assert!(asked.is_some_and(|target| target.ports.contains(*port)), "{name}:{port} was not asked for");
-        assert!(report.contains(&format!("{port} port [")), "{name}:{port} is not in the report");
+        assert!(report.contains(&port.to_string()), "{name}:{port} is not in the report");
     }
     assert!(probe.unreachable.iter().all(|name| targets.iter().any(|target| target.host == *name)));
     match (probe.open.len(), probe.unreachable.len()) {

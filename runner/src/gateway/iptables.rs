@@ -1,4 +1,4 @@
-//! A gateway node: `iptables` and `nc` over ssh.
+//! A gateway node: `iptables` and `nc` (or what stands in for it) over ssh.
 //!
 //! All that we install lies in chains of our own, named after a prefix (here `BWVISU`):
 //!
@@ -10,6 +10,11 @@
 //!
 //! A change rewrites whole chains with one `iptables-restore --noflush`, which the kernel takes all at once. Each rule's comment is
 //! `bwvisu:CLUSTER:JOB:TARGET`, so that a listing tells everything. Names are resolved on the gateway.
+
+pub(crate) mod probe;
+mod save;
+
+pub(crate) use save::{Saved, read_listing};
 
 use super::{Gateway, Installed, Probe, Rule, Target};
 use crate::command::Output;
@@ -25,10 +30,6 @@ use std::time::Duration;
 const SAVE_LIMIT: Duration = Duration::from_secs(15);
 const APPLY_LIMIT: Duration = Duration::from_secs(40);
 const PROBE_LIMIT: Duration = Duration::from_secs(60);
-/// Probes that run side by side on the gateway.
-const PROBES_AT_ONCE: usize = 200;
-/// How long one host may take to answer all its probes, in seconds.
-const HOST_SECONDS: u32 = 8;
 
 /// One gateway node.
 pub struct Iptables {
@@ -100,11 +101,11 @@ impl Gateway for Iptables {
         if targets.is_empty() {
             return Ok(Probe::default());
         }
-        let output = self.script(&probe_script(targets), PROBE_LIMIT)?;
+        let output = self.script(&probe::script(targets), PROBE_LIMIT)?;
         if !output.status.success() || output.stdout.lines().last() != Some(END) {
-            return Err(self.failed("nc -z", &output));
+            return Err(self.failed("looking at ports", &output));
         }
-        Ok(read_probe(targets, &output.stdout))
+        Ok(probe::read(targets, &output.stdout))
     }
 
     fn apply(&self, blocks: &BTreeMap<u16, BTreeSet<Rule>>) -> Result<BTreeSet<String>> {
@@ -131,8 +132,6 @@ impl Gateway for Iptables {
 
 /// The last line of a complete answer.
 const END: &str = "bwvisu-end";
-/// The same as a line, without which an answer is cut off.
-const END_LINE: &str = "bwvisu-end\n";
 /// The exit code of a script that found our chains missing.
 const NOT_READY: i32 = 77;
 /// Without a program sudo only asks for a password, so what is missing is named.
@@ -332,121 +331,6 @@ fn continues(last: &Rule, next: &Rule) -> bool {
     let (external, internal) = (behind(last.span.external), behind(last.span.internal));
     let follows = external == Some(next.span.external) && internal == Some(next.span.internal);
     differs && follows && (&last.cluster, last.job, &last.target) == (&next.cluster, next.job, &next.target)
-}
-
-/// What `SAVE_SCRIPT` printed. Nothing without its last line: half a listing would show rules as missing that are there.
-pub(crate) fn read_listing(answer: &str) -> Option<Saved> {
-    // A login shell may have had something to say before.
-    let (_, listing) = answer.split_once("bwvisu-begin\n")?;
-    let listing = listing.strip_suffix(END_LINE).filter(|listing| listing.is_empty() || listing.ends_with('\n'))?;
-    Saved::parse(listing)
-}
-
-/// What `iptables-save` printed: table and chain → the words of its rules.
-#[derive(Default)]
-pub(crate) struct Saved {
-    pub(crate) chains: BTreeMap<(String, String), Vec<Vec<String>>>,
-}
-
-impl Saved {
-    /// Nothing, when a line is not as `iptables-save` writes it, or when the text ends within a table.
-    fn parse(text: &str) -> Option<Self> {
-        let mut saved = Self::default();
-        let mut table: Option<String> = None;
-        for line in text.lines().filter(|line| !line.is_empty() && !line.starts_with('#')) {
-            if let Some(name) = line.strip_prefix('*') {
-                table = Some(name.to_owned());
-            } else if line == "COMMIT" {
-                table.take()?;
-            } else if let Some(chain) = line.strip_prefix(':') {
-                saved.chains.entry((table.clone()?, chain.split(' ').next()?.to_owned())).or_default();
-            } else {
-                let mut words = words(line)?.into_iter();
-                let chain = words.next().filter(|word| word == "-A").and_then(|_| words.next())?;
-                saved.chains.entry((table.clone()?, chain)).or_default().push(words.collect());
-            }
-        }
-        table.is_none().then_some(saved)
-    }
-
-    fn rules(&self, table: &str, chain: &str) -> &[Vec<String>] {
-        self.chains.get(&(table.to_owned(), chain.to_owned())).map_or(&[], Vec::as_slice)
-    }
-
-    /// How many rules of a chain jump to `target`.
-    fn jumps(&self, table: &str, chain: &str, target: &str) -> usize {
-        let jumps = |rule: &&Vec<String>| rule.windows(2).any(|pair| pair[0] == "-j" && pair[1] == target);
-        self.rules(table, chain).iter().filter(jumps).count()
-    }
-}
-
-/// The words of a line of `iptables-save`: separated by blanks, in double quotes with backslashes where needed.
-fn words(line: &str) -> Option<Vec<String>> {
-    let mut words = Vec::new();
-    let mut chars = line.chars().peekable();
-    while let Some(&first) = chars.peek() {
-        match first {
-            ' ' => drop(chars.next()),
-            '"' => words.push(quoted_word(&mut chars)?),
-            _ => words.push(std::iter::from_fn(|| chars.next_if(|&c| c != ' ')).collect()),
-        }
-    }
-    Some(words)
-}
-
-fn quoted_word(chars: &mut impl Iterator<Item = char>) -> Option<String> {
-    let mut word = String::new();
-    chars.next();
-    loop {
-        match chars.next()? {
-            '"' => return Some(word),
-            '\\' => word.push(chars.next()?),
-            c => word.push(c),
-        }
-    }
-}
-
-/// One `nc -z` per target, side by side. Every line of its report comes back with the target's number in front; `echo` writes a line
-/// at once, so that reports do not mix.
-fn probe_script(targets: &[Target]) -> String {
-    let mut script = format!(
-        "set -u\nexport LC_ALL=C\ncommand -v nc >/dev/null || {{ echo 'nc is not installed' >&2; exit 1; }}\n\
-         probe() {{\n    {{ timeout {HOST_SECONDS} nc -z -v -w 2 \"$2\" \"$3\" </dev/null 2>&1; echo \"exit $?\"; }} |\n        \
-         while read -r line; do case $line in *refused*) ;; *) echo \"$1 $line\" ;; esac; done\n}}\n"
-    );
-    for (number, target) in targets.iter().enumerate() {
-        let _ = writeln!(script, "probe {number} {} {} &", shell::quote(&target.host), target.ports);
-        if (number + 1) % PROBES_AT_ONCE == 0 {
-            script.push_str("wait\n");
-        }
-    }
-    script + "wait\necho " + END + "\n"
-}
-
-pub(crate) fn read_probe(targets: &[Target], report: &str) -> Probe {
-    let mut probe = Probe::default();
-    for line in report.lines() {
-        let Some((target, words)) =
-            line.split_once(' ').and_then(|(n, words)| Some((targets.get(n.parse::<usize>().ok()?)?, words)))
-        else {
-            continue;
-        };
-        match (open_port(words), words) {
-            (Some(port), _) if target.ports.contains(port) => drop(probe.open.insert((target.host.clone(), port))),
-            // Nobody asked for that one.
-            (Some(_), _) => {}
-            // nc ends with 1 when a port is closed; its words, or their absence, say the rest.
-            (None, "exit 0" | "exit 1") => {}
-            // An unknown host, no route, silence, or `timeout` ended it.
-            (None, _) => drop(probe.unreachable.insert(target.host.clone())),
-        }
-    }
-    probe
-}
-
-/// `Connection to c0 (10.0.0.10) 50000 port [tcp/*] succeeded!`
-fn open_port(words: &str) -> Option<u16> {
-    words.strip_suffix("succeeded!")?.split_once(" port [")?.0.rsplit(' ').next()?.parse().ok()
 }
 
 #[cfg(test)]
