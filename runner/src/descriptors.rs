@@ -64,6 +64,12 @@ pub fn provide(config: &Config) -> Result<()> {
     Ok(())
 }
 
+/// Whether the limits allow what the configuration needs; changes nothing.
+pub fn check(config: &Config) -> Result<()> {
+    let Rlimit { current, maximum } = getrlimit(Resource::Nofile);
+    raised(needed(config), current, maximum).map(drop)
+}
+
 /// The new soft limit, if another one is needed.
 fn raised(needed: u64, current: Option<u64>, maximum: Option<u64>) -> Result<Option<u64>> {
     match (current, maximum) {

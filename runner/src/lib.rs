@@ -21,6 +21,7 @@ pub mod cluster;
 pub mod command;
 pub mod config;
 pub mod descriptors;
+pub mod doctor;
 pub mod domain;
 pub mod effect;
 pub mod error;

@@ -1,5 +1,6 @@
 //! The folder of templates. They are read anew for each job, so that an edited template counts from the next job on.
 
+use crate::doctor::job;
 use crate::domain::template::{Template, TemplateName, template_name};
 use crate::error::{Error, Result};
 use std::fs::{self, File};
@@ -51,6 +52,8 @@ impl TemplateFolder {
                 Err(Error::internal(format!("template {name}: longer than {MAX_BYTES} bytes")))
             }
             Ok(_) => Ok(text),
+            // What tries the whole must be there wherever the folder is.
+            Err(e) if e.kind() == io::ErrorKind::NotFound && name.as_str() == job::TEMPLATE => Ok(job::TEXT.to_owned()),
             Err(e) if e.kind() == io::ErrorKind::NotFound => Err(Error::not_found(format!("no such template: {name}"))),
             Err(e) => Err(Error::internal(format!("template {name} cannot be read: {e}"))),
         }

@@ -4,6 +4,7 @@
 
 use bwvisu_runner::config::file::{ConfigFile, Settings, parse};
 use bwvisu_runner::config::{Config, check};
+use bwvisu_runner::doctor::report::Check;
 use serde_json::Value;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -141,6 +142,17 @@ fn every_command_is_in_the_readme() {
             assert!(readme.contains(&format!("| `bwvisu-runner {command}` |")), "{command} is not in the README's table");
         }
     }
+}
+
+#[test]
+fn every_check_of_the_doctor_is_explained_and_no_other() {
+    let text = read("docs/doctor.md");
+    let sections = text.split("\n## ").skip(2);
+    let rows = sections.flat_map(|section| section.lines().filter_map(|line| line.strip_prefix("| `")?.split('`').next()));
+    let explained: Vec<&str> = rows.collect();
+    let known: BTreeSet<&str> = Check::ALL.iter().map(|check| check.name()).collect();
+    assert_eq!(explained.iter().copied().collect::<BTreeSet<_>>(), known);
+    assert_eq!(explained.len(), known.len(), "each of them once");
 }
 
 #[test]

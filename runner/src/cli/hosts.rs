@@ -48,7 +48,7 @@ fn trust(config: &Config, yes: bool) -> Result<ExitCode> {
 }
 
 /// Every node that is reached over ssh, once.
-pub(super) fn logins(config: &Config) -> Vec<Login> {
+pub(crate) fn logins(config: &Config) -> Vec<Login> {
     use config::file::{GatewayKind, SchedulerKind};
     let mut logins: Vec<Login> = Vec::new();
     for cluster in &config.clusters {

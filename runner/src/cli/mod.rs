@@ -4,6 +4,7 @@ pub mod audit;
 pub mod client;
 pub mod config;
 pub mod demo;
+pub mod doctor;
 pub mod gateway;
 pub mod hosts;
 pub mod serve;
@@ -37,6 +38,7 @@ pub struct Cli {
 const EXAMPLES: &str = "Examples:
   bwvisu-runner config check                       is the configuration right?
   bwvisu-runner hosts trust                        look at the nodes' host keys and accept them, once
+  bwvisu-runner doctor --user alice                is everything there that it needs, on all machines?
   bwvisu-runner serve                              run all four parts
   bwvisu-runner serve --only keyhole,keyhole-watch run two of them; the others run elsewhere, on the same etcd
   bwvisu-runner template check                     are all templates right?
@@ -51,6 +53,8 @@ enum Command {
     Serve(ServeArgs),
     /// Run everything on this machine with embedded defaults, and show one job from submission to the user's connection
     Demo(demo::DemoArgs),
+    /// Look at every requirement on every machine, and say what to do about those that are not met (exit code 1)
+    Doctor(doctor::DoctorArgs),
     /// Look at the configuration
     #[command(subcommand)]
     Config(config::ConfigCommand),
@@ -103,6 +107,7 @@ pub fn main() -> ExitCode {
     let result = match cli.command {
         Command::Serve(args) => serve::serve(named, &args.only, args.log_format),
         Command::Demo(args) => demo::demo(&args),
+        Command::Doctor(args) => doctor::run(named, &args),
         Command::Config(command) => config::run(named, &command),
         Command::Hosts(command) => hosts::run(named, &command),
         Command::Template(command) => template::run(named, &command),

@@ -224,7 +224,7 @@ fn nothing_found() -> Error {
 }
 
 /// Credentials that systemd hands over win over `settings.json`.
-fn with_credentials(settings: Settings) -> Result<Settings> {
+pub(crate) fn with_credentials(settings: Settings) -> Result<Settings> {
     let Some(folder) = env::var_os("CREDENTIALS_DIRECTORY").map(PathBuf::from) else { return Ok(settings) };
     let credential = |name: &str, otherwise: Option<String>| match std::fs::read_to_string(folder.join(name)) {
         Ok(text) => Ok(Some(text.trim_end_matches('\n').to_owned())),

@@ -3,10 +3,14 @@
 use std::fs;
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
-use rustls::ServerConfig;
+use jiff::Timestamp;
+use rustls::client::WebPkiServerVerifier;
+use rustls::client::danger::ServerCertVerifier;
 use rustls::pki_types::pem::{self, PemObject};
-use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
+use rustls::{CertificateError, RootCertStore, ServerConfig};
 use sha2::{Digest, Sha256};
 
 use crate::error::{Error, Result};
@@ -35,6 +39,39 @@ pub fn digest(certificate: &Path, key: &Path) -> [u8; 32] {
         both.update(Sha256::digest(fs::read(path).unwrap_or_default()));
     }
     both.finalize().into()
+}
+
+/// From when until when all certificates of the file are valid.
+pub fn validity(path: &Path) -> Result<(Timestamp, Timestamp)> {
+    let chain = read_chain(path)?;
+    let unknown = || Error::bad_input(format!("{}: a certificate in it does not say until when it is valid", path.display()));
+    let each: Option<Vec<_>> = chain.iter().map(validity_of).collect();
+    let each = each.filter(|each| !each.is_empty()).ok_or_else(unknown)?;
+    let (from, until): (Vec<_>, Vec<_>) = each.into_iter().unzip();
+    from.into_iter().max().zip(until.into_iter().min()).ok_or_else(unknown)
+}
+
+/// The library tells these times only when it complains about them: it is asked about the first and the last moment of all.
+fn validity_of(certificate: &CertificateDer<'_>) -> Option<(Timestamp, Timestamp)> {
+    const FIRST: Duration = Duration::ZERO;
+    const LAST: Duration = Duration::from_secs(253_402_300_799);
+    let mut roots = RootCertStore::empty();
+    roots.add(certificate.clone().into_owned()).ok()?;
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let verifier = WebPkiServerVerifier::builder_with_provider(Arc::new(roots), provider).build().ok()?;
+    let name = ServerName::try_from("localhost").ok()?;
+    let complaint =
+        |moment: Duration| verifier.verify_server_cert(certificate, &[], &name, &[], UnixTime::since_unix_epoch(moment)).err();
+    let time = |time: UnixTime| Timestamp::from_second(i64::try_from(time.as_secs()).ok()?).ok();
+    let from = match complaint(FIRST) {
+        Some(rustls::Error::InvalidCertificate(CertificateError::NotValidYetContext { not_before, .. })) => time(not_before)?,
+        _ => Timestamp::UNIX_EPOCH,
+    };
+    let until = match complaint(LAST) {
+        Some(rustls::Error::InvalidCertificate(CertificateError::ExpiredContext { not_after, .. })) => time(not_after)?,
+        _ => Timestamp::MAX,
+    };
+    Some((from, until))
 }
 
 fn read_chain(path: &Path) -> Result<Vec<CertificateDer<'static>>> {
@@ -108,6 +145,28 @@ mod tests {
     #[test]
     fn a_matching_pair_is_loaded() {
         assert_eq!(Files::new().load("one.pem", "one.key").unwrap().alpn_protocols, [b"http/1.1".to_vec()]);
+    }
+
+    #[test]
+    fn the_time_in_which_all_certificates_are_valid_is_known() {
+        let files = Files::new();
+        let write = |name: &str, years: [i32; 2]| {
+            let mut params = rcgen::CertificateParams::new(vec!["localhost".to_owned()]).unwrap();
+            params.not_before = rcgen::date_time_ymd(years[0], 2, 3);
+            params.not_after = rcgen::date_time_ymd(years[1], 4, 5);
+            let pem = params.self_signed(&rcgen::KeyPair::generate().unwrap()).unwrap().pem();
+            files.write(name, &pem);
+            pem
+        };
+        let chain = write("a.pem", [2020, 2030]) + &write("b.pem", [2021, 2040]);
+        files.write("chain.pem", &chain);
+        let words = |name: &str| {
+            let (from, until) = validity(&files.folder.path().join(name)).unwrap();
+            format!("{from} {until}")
+        };
+        assert_eq!(words("a.pem"), "2020-02-03T00:00:00Z 2030-04-05T00:00:00Z");
+        assert_eq!(words("chain.pem"), "2021-02-03T00:00:00Z 2030-04-05T00:00:00Z");
+        assert!(validity(&files.folder.path().join("empty")).is_err());
     }
 
     #[test]

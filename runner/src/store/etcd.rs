@@ -56,6 +56,15 @@ impl Etcd {
         Ok(etcd)
     }
 
+    /// The version of a member that answers, and lets us read.
+    pub fn version(&self) -> Result<String> {
+        self.get(&["installation".to_owned()])?;
+        let ask = |client: etcd_client::Client| async move { client.maintenance_client().status().await };
+        let call = self.members.call(self.deadline(), Repeat::Always, ask);
+        let status = self.runtime.block_on(call).map_err(Fault::of_read)?.value;
+        Ok(status.version().to_owned())
+    }
+
     fn deadline(&self) -> Instant {
         Instant::now() + self.timeout
     }

@@ -12,7 +12,7 @@ pub(crate) const FUNCTIONS: &str = include_str!("probe.sh");
 const AT_ONCE: usize = 200;
 
 /// One probe per target, side by side.
-pub(super) fn script(targets: &[Target]) -> String {
+pub(crate) fn script(targets: &[Target]) -> String {
     let mut script = FUNCTIONS.to_owned();
     for (number, target) in targets.iter().enumerate() {
         let _ = writeln!(script, "probe {number} {} {} &", shell::quote(&target.host), target.ports);
