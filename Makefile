@@ -3,7 +3,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .ONESHELL:
-.PHONY: help demo build test soak check fmt deny clean
+.PHONY: help demo build rpm deb tarball source pages test soak check fmt deny clean
 
 TARGET := $(shell uname -m)-unknown-linux-musl
 # Where cargo leaves what it builds.
@@ -14,8 +14,10 @@ MUSL_CC := $(or $(shell command -v musl-gcc),cc)
 help:
 	@echo 'make demo    build, and show one job from POST /jobs to the page behind its forwarded port (DEMO_ONCE=1: then end)'
 	@echo 'make build   a static install folder in dist/, ready to be copied to another machine'
+	@echo 'make rpm     the same as an RPM in packages/; also: make deb, make tarball (with an install script), make source (for rpmbuild -ba)'
 	@echo 'make test    all tests, with a real cluster in network namespaces where this is root'
 	@echo 'make soak    ten minutes (SOAK_SECONDS) of random faults for three runners and three members of etcd; SOAK_SEED repeats them'
+	@echo 'make pages   the man pages and the completion anew, from the command line and docs/'
 	@echo 'make check   formatting, lints, licences, shell scripts: what CI checks beside the tests'
 
 # For the machine's own libc, so that nothing but Rust is needed.
@@ -35,7 +37,9 @@ $(BUILT)/demo/share/keyhole-client.x86_64:
 build:
 	rustup target list --installed 2>/dev/null | grep -qx $(TARGET) || rustup target add $(TARGET)
 	export CC_$(subst -,_,$(TARGET))=$(MUSL_CC)
-	cargo build --release --package bwvisu-runner --target $(TARGET)
+	# What is built tells nothing of where that was, and is the same wherever it was.
+	flags=$$(packaging/remap "$(BUILT)")
+	RUSTFLAGS="$${RUSTFLAGS:-} $$flags" cargo build --locked --release --package bwvisu-runner --target $(TARGET)
 	rm -rf dist
 	mkdir -p dist/bin
 	cp $(BUILT)/$(TARGET)/release/bwvisu-runner dist/bin/
@@ -43,6 +47,21 @@ build:
 	cp -r templates dist/templates
 	cp LICENSE dist/
 	echo "dist/ is ready: copy it to /opt/runner on the machine that is to run the service"
+
+rpm: build
+	packaging/build-rpm
+
+deb: build
+	packaging/build-deb
+
+tarball: build
+	packaging/build-tarball
+
+source:
+	packaging/build-source
+
+pages:
+	WRITE_PAGES=1 cargo test --quiet --package bwvisu-runner --test pages
 
 test:
 	tests/run
@@ -54,7 +73,8 @@ check: fmt deny
 	cargo clippy --workspace --all-targets --features bwvisu-tests/bed -- -D warnings
 	RUSTDOCFLAGS='-D warnings' cargo doc --workspace --no-deps --quiet
 	if command -v shellcheck >/dev/null; then
-		shellcheck tests/bed tests/bed.d/*.bash tests/bed.d/check tests/install-packages tests/run packaging/build-clients packaging/protoc .ci/run runner/src/gateway/iptables/probe.sh
+		shellcheck tests/bed tests/bed.d/*.bash tests/bed.d/check tests/install-packages tests/run .ci/run runner/src/gateway/iptables/probe.sh
+		shellcheck packaging/about packaging/build-* packaging/install packaging/install.sh packaging/protoc packaging/remap packaging/deb/p*
 	else
 		echo 'NOT CHECKED: the shell scripts, since shellcheck is not installed' >&2
 	fi
@@ -70,4 +90,4 @@ deny:
 
 clean:
 	cargo clean
-	rm -rf dist
+	rm -rf dist packages

@@ -4,6 +4,7 @@
 
 #[allow(missing_docs, reason = "the keys are documented in docs/config.md, name by name")]
 pub mod file;
+pub mod unedited;
 
 use crate::domain::ports::PortRange;
 use crate::domain::user::UserPolicy;
@@ -215,7 +216,9 @@ pub fn load(named: Option<&Path>) -> Result<Config> {
         None => search_path().into_iter().find(|path| path.exists()).ok_or_else(nothing_found)?,
     };
     let settings = file::read_settings(&path.with_file_name("settings.json"))?;
-    check(file::read(&path)?, with_credentials(settings)?, &path)
+    let settings = with_credentials(settings)?;
+    unedited::check(&path, &settings)?;
+    check(file::read(&path)?, settings, &path)
 }
 
 fn nothing_found() -> Error {
