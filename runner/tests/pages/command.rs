@@ -62,7 +62,8 @@ fn walk(path: &str, command: &Command, what: &mut impl FnMut(&str, &Command)) {
 fn rendered(render: impl Fn(&Man, &mut dyn std::io::Write) -> std::io::Result<()>, command: &Command) -> String {
     let mut text = Vec::new();
     render(&Man::new(command.clone()), &mut text).unwrap();
-    String::from_utf8(text).unwrap()
+    // A blank line is a break already.
+    String::from_utf8(text).unwrap().replace(".br\n\n.br\n", ".sp\n")
 }
 
 /// A section without its heading.

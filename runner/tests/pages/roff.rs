@@ -114,7 +114,7 @@ fn block(lines: &[&str], out: &mut String) -> usize {
             Some((number, text)) if numbered(first) => (format!(".IP {number} 4\n"), text),
             _ => (".PP\n".to_owned(), first),
         };
-        let length = 1 + run(&lines[1..], |line| plain(line));
+        let length = 1 + run(&lines[1..], plain);
         let words: Vec<&str> = std::iter::once(text).chain(lines[1..length].iter().map(|line| line.trim())).collect();
         let _ = writeln!(out, "{mark}{}", inline(&words.join(" ")));
         return length;
@@ -134,6 +134,11 @@ pub fn page(name: &str, section: &str, about: &str, text: &str) -> String {
     while at < lines.len() {
         at += block(&lines[at..], &mut out);
     }
+    // A heading begins a paragraph by itself.
+    let out = out.split(".PP\n").fold(String::new(), |text, part| {
+        let heads = text.lines().last().is_none_or(|line| line.starts_with(".SH ") || line.starts_with(".SS "));
+        if text.is_empty() || heads { text + part } else { text + ".PP\n" + part }
+    });
     out + ".SH SEE ALSO\n.BR bwvisu\\-runner (1)\n"
 }
 
@@ -141,7 +146,7 @@ pub fn page(name: &str, section: &str, about: &str, text: &str) -> String {
 fn markdown_becomes_what_man_shows() {
     let text = "# Title\n\nSome `code-x` and [words](there.md#a),\nin **two** lines.\n\n## A `key`\n\n| key | meaning | default |\n| --- | --- | --- |\n\
                 | `a` | one \\| two | `b` |\n\n- an item\n  of two lines\n- another\n\n```json\n.x \\n\n```\n\n### Below\n1. first\n";
-    let expected = ".PP\nSome \\fBcode\\-x\\fR and words, in \\fBtwo\\fR lines.\n.SH A KEY\n.TP\n\\fBa\\fR\none | two\n.br\ndefault: \\fBb\\fR\n\
+    let expected = "Some \\fBcode\\-x\\fR and words, in \\fBtwo\\fR lines.\n.SH A KEY\n.TP\n\\fBa\\fR\none | two\n.br\ndefault: \\fBb\\fR\n\
                     .IP \\(bu 2\nan item of two lines\n.IP \\(bu 2\nanother\n.PP\n.RS 2\n.nf\n\\&.x \\en\n.fi\n.RE\n.SS Below\n.IP 1. 4\nfirst\n";
     let page = page("name", "5", "about", text);
     let shown = page.split(".SH DESCRIPTION\n").nth(1).unwrap().split(".SH SEE ALSO").next().unwrap();
