@@ -11,7 +11,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 /// More output than this is cut off: nothing that we ask for is longer, and a broken program must not fill our memory.
-const MAX_OUTPUT: u64 = 64 << 20;
+pub const MAX_OUTPUT: u64 = 64 << 20;
 
 /// What a child left behind.
 #[derive(Debug)]

@@ -1,23 +1,25 @@
 //! Commands on other machines, by the system's `ssh`.
 //!
-//! Each [`Node`] keeps one connection (a *master* in ssh's words) and runs commands as sessions on it, so that a command costs a
-//! few milliseconds. The master's own session is `cat` on a pipe of ours: when this process dies, however it dies, the pipe
-//! closes and the connection ends with it. Nothing here trusts a host that is not in the known-hosts file.
+//! Each [`Node`] keeps one connection (a *master* in ssh's words), and on it a few shells ([`channel`]) that run one command after the
+//! other, so that a command costs a round trip and no process here. The master's own session is `cat` on a pipe of ours: when this
+//! process dies, however it dies, the pipe closes and the connection ends with it. Nothing here trusts a host that is not in the
+//! known-hosts file.
 
+mod channel;
+mod master;
 mod permits;
 
-use crate::command::{self, Output, last_words};
-use crate::error::{Error, Result};
+use crate::command::{Output, last_words};
+use crate::error::{Error, ErrorKind, Result};
 use crate::logging::{SSH, id};
-use std::io::{BufRead, BufReader, Read};
-use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::{Child, ChildStdin, Command, Stdio};
-use std::sync::mpsc::channel;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::process::Command;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use self::channel::{Broken, Channel};
+use self::master::Master;
 use self::permits::{Permit, Permits};
 
 /// A stock sshd takes 10 sessions per connection (`MaxSessions`); one is the master's own, and one is left in reserve. Where it turns out
@@ -27,16 +29,18 @@ pub(crate) const SESSIONS: usize = 8;
 const REFUSED_LIMIT: Duration = Duration::from_secs(10);
 /// How long a new connection may take, in seconds; ssh's own limit and ours.
 const CONNECT_SECONDS: u64 = 4;
-/// What a client says that found no master, and whose own connection led nowhere (see [`Node::client`]).
-const NEVER_BEGAN: &str = "UNKNOWN port 65535";
 /// What a client says that found the connection's sessions all taken: the connection itself is well.
 const SESSION_REFUSED: &str = "Session open refused";
 /// A connection that carried something within this time is believed to be alive.
 const QUIET: Duration = Duration::from_secs(2);
 /// Of a command, so many characters are in the log.
 const SHOWN: usize = 300;
-/// What the master prints once it is there.
-const READY: &str = "bwvisu-ready";
+/// How long a quiet connection has to give a sign of life.
+const SIGN_OF_LIFE: Duration = Duration::from_secs(3);
+/// How long the other side has to start a shell on a connection that is there: logins may be slow.
+const SHELL_LIMIT: Duration = Duration::from_secs(10);
+/// A shell that nobody needed for so long is ended when another one comes back.
+const UNUSED: Duration = Duration::from_secs(60);
 
 /// What all nodes have in common.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -56,8 +60,8 @@ pub struct Node {
     user: String,
     options: SshOptions,
     link: Mutex<Link>,
-    /// Held by the one that asks a quiet connection for a sign of life.
-    waking: Mutex<()>,
+    /// Shells that wait for a command, the one that was used last at the end.
+    channels: Mutex<Vec<Kept>>,
     sessions: Permits,
 }
 
@@ -66,8 +70,12 @@ struct Link {
     master: Option<Master>,
     /// When and why the last connection could not be made.
     failure: Option<(Instant, Error)>,
-    /// When a command was last answered.
-    heard: Option<Instant>,
+}
+
+/// A shell, and the connection that it is a session of.
+struct Kept {
+    shell: Channel,
+    socket: PathBuf,
 }
 
 impl Node {
@@ -80,7 +88,7 @@ impl Node {
             user: user.into(),
             options,
             link: Mutex::default(),
-            waking: Mutex::default(),
+            channels: Mutex::default(),
             sessions,
         }
     }
@@ -90,8 +98,7 @@ impl Node {
         &self.address
     }
 
-    /// Runs `line` (words already quoted) in the login shell of the other side, a POSIX one, with `stdin`, for at most `limit`. A
-    /// command that ends with 255 is seen to end with 254.
+    /// Runs `line` (words already quoted, no newline) in a POSIX shell of the other side, with `stdin` (no NUL), for at most `limit`.
     ///
     /// Errors: `Unavailable` when the machine could not be reached (nothing happened there), `Unknown` when the
     /// connection or the deadline ended before the command did. What the command itself says is in the output.
@@ -99,18 +106,23 @@ impl Node {
         self.noted(line, || {
             let deadline = Instant::now() + limit;
             let _session = self.session(deadline)?;
-            self.twice(line, stdin, deadline)
+            match self.attempt(line, stdin, deadline) {
+                // Most likely a connection that had died unnoticed; a new one may try.
+                Err(error) if error.kind == ErrorKind::Unknown && Instant::now() < deadline => {
+                    log::debug!("{}: {error}; once more", self.address);
+                    self.attempt(line, stdin, deadline)
+                }
+                result => result,
+            }
         })
     }
 
-    /// Like [`run`](Self::run), for what must not be done twice: whatever is sent into a connection that died in silence may have
-    /// arrived or not, so one that was quiet for a while is asked for a sign of life first.
+    /// Like [`run`](Self::run), for what must not be done twice.
     pub fn run_once(&self, line: &str, stdin: &[u8], limit: Duration) -> Result<Output> {
         self.noted(line, || {
             let deadline = Instant::now() + limit;
             let _session = self.session(deadline)?;
-            self.wake();
-            self.twice(line, stdin, deadline)
+            self.attempt(line, stdin, deadline)
         })
     }
 
@@ -132,84 +144,99 @@ impl Node {
         self.sessions.take(deadline).ok_or_else(|| self.unreachable("all sessions were busy until the deadline"))
     }
 
-    fn twice(&self, line: &str, stdin: &[u8], deadline: Instant) -> Result<Output> {
-        match self.attempt(line, stdin, deadline) {
-            // A connection that had died unnoticed carried nothing, so a new one may try.
-            Err(error) if error.detail.as_ref().is_some_and(|detail| detail.contains(NEVER_BEGAN)) => {
-                log::debug!("{}: {error}; once more", self.address);
-                self.attempt(line, stdin, deadline)
+    fn attempt(&self, line: &str, stdin: &[u8], deadline: Instant) -> Result<Output> {
+        if line.contains('\n') || stdin.contains(&0) {
+            return Err(Error::internal("a command of several lines, or a zero byte in its input, cannot be sent"));
+        }
+        let mut channel = self.channel(deadline)?;
+        match channel.shell.run(line, stdin, deadline) {
+            Ok(output) => {
+                self.keep(channel);
+                Ok(output)
             }
-            result => result,
+            Err(broken) => Err(self.broke(&channel.socket, broken)),
         }
     }
 
-    /// A session that sshd refused carried nothing: its command waits until another one has ended.
-    fn attempt(&self, line: &str, stdin: &[u8], deadline: Instant) -> Result<Output> {
+    /// A shell that is alive: one that was kept, or a new one. A session that sshd refuses is waited for until another command has ended; a
+    /// connection that had died unnoticed is made anew once.
+    fn channel(&self, deadline: Instant) -> Result<Kept> {
         let until = deadline.min(Instant::now() + REFUSED_LIMIT);
-        let mut refusals = 0;
+        let (mut refusals, mut again) = (0, true);
         loop {
-            let socket = self.connect(deadline)?;
-            let result = self.judge(&socket, command::run(self.client(&socket).arg(without_255(line)), stdin, deadline));
-            if !result.as_ref().is_err_and(was_refused) {
-                return result;
+            if let Some(kept) = self.kept(deadline) {
+                return Ok(kept);
             }
-            if Instant::now() >= until {
+            let socket = self.connect(deadline)?;
+            let words = match Channel::open(self.client(&socket), deadline.min(Instant::now() + SHELL_LIMIT)) {
+                Ok(shell) => return Ok(Kept { shell, socket }),
+                Err(Broken::Late) => "no shell within the time".to_owned(),
+                Err(Broken::Ended(words)) => words,
+            };
+            if !words.contains(SESSION_REFUSED) {
+                self.disconnect(&socket);
+                if !std::mem::take(&mut again) || Instant::now() >= deadline {
+                    return Err(self.unreachable(&last_words(&words)));
+                }
+            } else if Instant::now() < until {
+                self.refused(refusals);
+                refusals += 1;
+            } else {
                 let advice = "its sshd refuses more sessions on a connection; MaxSessions should be 10, and must be 2 at least";
                 return Err(Error::unavailable(format!("{}: {advice}", self.address)));
             }
-            // The same command refused once more says nothing new.
-            if refusals == 0 && self.sessions.refused() {
-                log::info!("{}: sshd takes fewer sessions than usual (MaxSessions); so fewer at once from now on", self.address);
-            }
-            refusals += 1;
-            thread::sleep(Duration::from_millis(20 << refusals.min(4)));
         }
     }
 
-    fn judge(&self, socket: &Path, output: Result<Output>) -> Result<Output> {
-        match output {
-            Ok(output) if output.status.code() == Some(255) => {
-                // 255 is ssh's own word for a broken connection; the next call makes a new one.
-                let detail = output.complaint();
-                if !detail.contains(SESSION_REFUSED) {
-                    self.disconnect(socket);
-                }
-                if detail.contains(NEVER_BEGAN) {
-                    return Err(self.unreachable(&detail));
-                }
-                Err(Error::unknown(format!("the connection to {} broke", self.address)).with_detail(detail))
+    /// A shell that waits for a command. Whatever is sent into a connection that died in silence may have arrived or not, so one that was
+    /// quiet for a while is asked for a sign of life first.
+    fn kept(&self, deadline: Instant) -> Option<Kept> {
+        // The lock must not be held while the other side is asked.
+        let next = || lock(&self.channels).pop();
+        while let Some(mut kept) = next() {
+            if kept.shell.quiet() < QUIET || kept.shell.run(":", b"", deadline.min(Instant::now() + SIGN_OF_LIFE)).is_ok() {
+                return Some(kept);
             }
-            Ok(output) => {
-                lock(&self.link).heard = Some(Instant::now());
-                Ok(output)
+            self.disconnect(&kept.socket);
+        }
+        None
+    }
+
+    /// For the next command. Those that nobody needed for long are ended: a crowd is seldom.
+    fn keep(&self, channel: Kept) {
+        let mut channels = lock(&self.channels);
+        channels.retain(|kept| kept.shell.quiet() < UNUSED);
+        channels.push(channel);
+    }
+
+    fn refused(&self, before: u32) {
+        // The same command refused once more says nothing new.
+        if before == 0 && self.sessions.refused() {
+            log::info!("{}: sshd takes fewer sessions than usual (MaxSessions); so fewer at once from now on", self.address);
+        }
+        thread::sleep(Duration::from_millis(20 << before.min(4)));
+    }
+
+    /// What it means that a command has no answer.
+    fn broke(&self, socket: &Path, broken: Broken) -> Error {
+        match broken {
+            Broken::Ended(words) => {
+                self.disconnect(socket);
+                Error::unknown(format!("the connection to {} broke", self.address)).with_detail(last_words(&words))
             }
-            Err(error) => {
+            Broken::Late => {
                 self.end_if_silent(socket);
-                Err(error.within(&self.address))
+                Error::unknown(format!("{}: a command did not end in time", self.address))
             }
-        }
-    }
-
-    /// One of all that wait asks a quiet connection whether it lives.
-    fn wake(&self) {
-        let _turn = lock(&self.waking);
-        let (socket, heard) = {
-            let link = lock(&self.link);
-            (link.master.as_ref().map(|master| master.socket.clone()), link.heard)
-        };
-        if let Some(socket) = socket
-            && heard.is_none_or(|at| at.elapsed() >= QUIET)
-        {
-            self.end_if_silent(&socket);
         }
     }
 
     /// Ends a connection that carries nothing any more: a dead network is otherwise noticed only by ssh's own keep-alive. A refusal is
     /// a sign of life.
     fn end_if_silent(&self, socket: &Path) {
-        let deadline = Instant::now() + Duration::from_secs(3);
-        match command::run(self.client(socket).arg("true"), b"", deadline) {
-            Ok(_) => lock(&self.link).heard = Some(Instant::now()),
+        match Channel::open(self.client(socket), Instant::now() + SIGN_OF_LIFE) {
+            Ok(_) => {}
+            Err(Broken::Ended(words)) if words.contains(SESSION_REFUSED) => {}
             Err(_) => self.disconnect(socket),
         }
     }
@@ -238,29 +265,15 @@ impl Node {
     /// Ends the connection behind this socket; not the one that somebody has made meanwhile.
     fn disconnect(&self, socket: &Path) {
         drop(lock(&self.link).master.take_if(|master| master.socket == socket));
+        lock(&self.channels).retain(|kept| kept.socket != socket);
     }
 
     fn make_master(&self, deadline: Instant) -> Result<Master> {
         let socket = self.options.sockets.join(socket_name());
-        let mut child = self
-            .ssh(&socket)
-            .args(["-o", "ControlMaster=yes"])
-            .arg(format!("{}@{}", self.user, self.address))
-            .arg(format!("echo {READY}; exec cat >/dev/null"))
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            // A Ctrl-C that is meant for us must not end our connections before we do.
-            .process_group(0)
-            .spawn()
-            .map_err(|e| Error::unavailable(format!("cannot start ssh: {e}")))?;
-        match await_ready(&mut child, deadline.min(Instant::now() + Duration::from_secs(CONNECT_SECONDS + 2))) {
-            Ok(stdin) => Ok(Master { child, _stdin: stdin, socket }),
-            Err(words) => {
-                command::end(&mut child);
-                Err(self.unreachable(&words))
-            }
-        }
+        let mut ssh = self.ssh(&socket);
+        ssh.args(["-o", "ControlMaster=yes"]).arg(format!("{}@{}", self.user, self.address));
+        let deadline = deadline.min(Instant::now() + Duration::from_secs(CONNECT_SECONDS + 2));
+        Master::start(ssh, socket, deadline).map_err(|words| self.unreachable(&words))
     }
 
     fn unreachable(&self, detail: &str) -> Error {
@@ -308,76 +321,6 @@ impl Node {
     }
 }
 
-/// The living end of a connection. Dropping it ends the connection.
-struct Master {
-    child: Child,
-    /// Held open: its end is the other side's sign that we are gone.
-    _stdin: ChildStdin,
-    socket: PathBuf,
-}
-
-impl Master {
-    fn alive(&mut self) -> bool {
-        matches!(self.child.try_wait(), Ok(None))
-    }
-}
-
-impl Drop for Master {
-    fn drop(&mut self) {
-        command::end(&mut self.child);
-        // A killed ssh leaves its socket behind.
-        let _ = std::fs::remove_file(&self.socket);
-    }
-}
-
-/// Waits until the master says that it is there; else returns what it complained about.
-fn await_ready(child: &mut Child, deadline: Instant) -> Result<ChildStdin, String> {
-    let (sender, receiver) = channel();
-    let (Some(stdin), Some(stdout), Some(stderr)) = (child.stdin.take(), child.stdout.take(), child.stderr.take()) else {
-        return Err("no pipes to ssh".into());
-    };
-    let complaints = Arc::new(Mutex::new(String::new()));
-    let kept = Arc::clone(&complaints);
-    // Lives as long as the master: an ssh that cannot write its complaints would hang.
-    let keep = thread::Builder::new().name("ssh-stderr".into()).stack_size(128 << 10).spawn(move || keep_last(stderr, &kept));
-    let ready = thread::Builder::new().name("ssh-ready".into()).stack_size(128 << 10).spawn(move || {
-        let mut line = String::new();
-        // A login shell may print a greeting first.
-        let mut lines = BufReader::new(stdout.take(64 << 10));
-        while lines.read_line(&mut line).is_ok_and(|n| n > 0) && !line.ends_with(&format!("{READY}\n")) {
-            line.clear();
-        }
-        let _ = sender.send(!line.is_empty());
-    });
-    if keep.is_err() || ready.is_err() {
-        return Err("no thread could be started".into());
-    }
-    match receiver.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
-        Ok(true) => Ok(stdin),
-        Ok(false) => {
-            // The complaint may be a moment behind the end of the output.
-            thread::sleep(Duration::from_millis(50));
-            Err(last_words(&lock(&complaints)))
-        }
-        Err(_) => Err(format!("no connection within the time. {}", last_words(&lock(&complaints)))),
-    }
-}
-
-fn keep_last(mut stderr: impl Read, kept: &Mutex<String>) {
-    let mut buffer = [0; 1024];
-    while let Ok(n @ 1..) = stderr.read(&mut buffer) {
-        let mut kept = lock(kept);
-        if kept.len() < 4096 {
-            kept.push_str(&String::from_utf8_lossy(&buffer[..n]));
-        }
-    }
-}
-
-/// 255 is ssh's own word for a broken connection, but programs use it too (sbatch does for a wrong option): theirs becomes 254.
-fn without_255(line: &str) -> String {
-    format!("( {line} ); status=$?; [ $status -ne 255 ] || status=254; exit $status")
-}
-
 /// The beginning of a command, on one line. No secret is ever in a command.
 fn beginning(line: &str) -> String {
     line.split_whitespace().collect::<Vec<_>>().join(" ").chars().take(SHOWN).collect()
@@ -402,11 +345,6 @@ pub fn remove_stale_sockets(folder: &Path) {
     }
 }
 
-/// Whether sshd had no session left for a command. The connection itself is well.
-fn was_refused(error: &Error) -> bool {
-    error.detail.as_ref().is_some_and(|detail| detail.contains(SESSION_REFUSED))
-}
-
 /// What a lock protects here stays right when a thread panics while it holds it.
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
@@ -415,14 +353,6 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn no_command_can_pretend_that_the_connection_broke() {
-        for (line, code) in [("exit 255", 254), ("exit 3", 3), ("true", 0), ("exec sh -c 'exit 255'", 254)] {
-            let status = Command::new("sh").arg("-c").arg(without_255(line)).status().unwrap();
-            assert_eq!(status.code(), Some(code), "{line}");
-        }
-    }
 
     #[test]
     fn sockets_of_the_dead_are_removed_and_those_of_the_living_stay() {

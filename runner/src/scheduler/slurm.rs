@@ -27,10 +27,6 @@ const REST: Duration = Duration::from_secs(30);
 const USER_CACHE: Duration = Duration::from_secs(60);
 /// Names per `squeue`: one argument of a program holds 128 KiB, and the longest name of ours has 39 bytes.
 const NAMES_PER_CALL: usize = 3000;
-/// The last line of a complete script.
-const SCRIPT_END: &str = "# bwVisu: end of the script";
-/// What the other side says about an incomplete one.
-const CUT_OFF: &str = "was cut off on its way";
 /// The first line of an answer.
 const BEGIN: &str = "bwvisu-begin";
 /// The last line of a complete answer.
@@ -140,8 +136,7 @@ impl CommandNode {
 impl Scheduler for Slurm {
     fn submit(&self, submission: &Submission) -> Result<String> {
         let line = sbatch_line(submission);
-        let script = format!("{}\n{SCRIPT_END}\n", submission.script.trim_end_matches('\n'));
-        self.first_answer(|node| node.run_once(&line, script.as_bytes(), SUBMIT_LIMIT), judge_sbatch)
+        self.first_answer(|node| node.run_once(&line, submission.script.as_bytes(), SUBMIT_LIMIT), judge_sbatch)
     }
 
     fn cancel(&self, user: &str, scheduler_job_id: &str) -> Result<()> {
@@ -182,17 +177,7 @@ fn sbatch_line(submission: &Submission) -> String {
     let name = format!("--job-name={}", submission.name);
     let folder = format!("--chdir={}", submission.folder);
     let log = format!("--output={}", submission.log);
-    let sbatch = shell::join(["sudo", "-n", "-u", &submission.user.name, "sbatch", "--parsable", &name, &folder, &log]);
-    shell::join(["exec", "sh", "-c", &only_whole(&sbatch)])
-}
-
-/// sbatch takes whatever it gets before the end of its input: half a script when the connection breaks. So the script is read to its
-/// last line first, into a variable of a shell whose `printf` is built in, so that no other process sees it.
-fn only_whole(sbatch: &str) -> String {
-    format!(
-        "script=$(cat); case $script in *'{SCRIPT_END}') printf '%s\\n' \"$script\" | {sbatch};; \
-         *) echo 'the batch script {CUT_OFF}' >&2; exit 1;; esac"
-    )
+    shell::join(["exec", "sudo", "-n", "-u", &submission.user.name, "sbatch", "--parsable", &name, &folder, &log])
 }
 
 fn judge_sbatch(output: &Output) -> Result<String> {
@@ -221,7 +206,7 @@ fn refusal(program: &str, output: &Output) -> Error {
     let words = output.complaint();
     // sudo and the shell, or a node whose Slurm is not there: nothing happened, another node may do better.
     let node_is_unfit =
-        [CUT_OFF, "sudo:", "not found", "No such file", "Unable to contact slurm controller", "Unable to process configuration"];
+        ["sudo:", "not found", "No such file", "Unable to contact slurm controller", "Unable to process configuration"];
     // The request was sent; whether it was carried out is open.
     let lost = ["Socket timed out", "Zero Bytes were transmitted", "Unexpected message received", "Connection reset"];
     // sudo may mutter about names and carry on.
