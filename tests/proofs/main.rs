@@ -4,6 +4,7 @@
 mod clocks;
 mod crowd;
 mod desktop;
+mod docs;
 mod gateway_faults;
 mod gateways;
 mod http;

@@ -7,7 +7,8 @@
 //! * [`broken`]: things on a host that are broken for a while; [`slurm`]: what Slurm has;
 //! * [`gateway`] and [`wait`]: what is installed on a gateway, and waiting within a bounded time;
 //! * [`books`]: store, Slurm and gateways compared; [`effects`]: the names of all points at which the runner can be told to die;
-//! * [`stage`]: a scenario in which it does, and is started again.
+//! * [`stage`]: a scenario in which it does, and is started again;
+//! * [`docs`]: the documents, followed word by word.
 //!
 //! `BWVISU_DIST` names the install folder under test (`dist/` in the repository without it), and the `BED_…` variables the
 //! bed, as for `tests/bed`. A bed that is not up is a failure, never a skip.
@@ -17,6 +18,7 @@ pub mod api;
 pub mod bed;
 pub mod books;
 pub mod broken;
+pub mod docs;
 pub mod effects;
 pub mod gateway;
 pub mod keyhole;

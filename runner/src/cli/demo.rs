@@ -97,7 +97,9 @@ fn variables() -> Map<String, Value> {
 }
 
 fn fetch(url: &str) -> Result<String> {
-    let config = ureq::Agent::config_builder().timeout_global(Some(Duration::from_secs(10))).proxy(None);
+    // An application that asks for a password has answered, too.
+    let config =
+        ureq::Agent::config_builder().timeout_global(Some(Duration::from_secs(10))).proxy(None).http_status_as_error(false);
     let agent: ureq::Agent = config.build().into();
     let read = agent.get(url).call().and_then(|mut answer| answer.body_mut().read_to_string());
     read.map_err(|e| Error::unavailable(format!("{url}: {e}")))

@@ -1,0 +1,137 @@
+//! Hosts of the bed as machines on which nothing of ours was ever installed: without the account, its keys and its sudo rules. Where the
+//! runner is installed, a real systemd runs.
+
+use super::places::{REPOSITORY, Words};
+use crate::bed::{Bed, repository};
+use crate::wait::until;
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+
+/// Where the runner is installed, and what these machines are called.
+const RUNNERS: [(&str, &str); 2] = [("runner", "runner.example.org"), ("run1", "runner2.example.org")];
+/// Where an account is made.
+const NODES: [&str; 4] = ["cmd0", "cmd1", "gw0", "gw1"];
+
+/// The hosts, new until this is dropped.
+pub struct NewMachines<'b> {
+    bed: &'b Bed,
+    booted: BTreeMap<&'static str, Booted>,
+}
+
+/// A machine with a systemd of its own.
+struct Booted {
+    child: Child,
+    systemd: String,
+}
+
+impl<'b> NewMachines<'b> {
+    /// Lays new disks over those of the hosts, and boots those that the runner is installed on.
+    pub fn take(bed: &'b Bed) -> Self {
+        let mut machines = Self { bed, booted: BTreeMap::new() };
+        machines.put_back();
+        for host in NODES.iter().chain(&["outside"]) {
+            bed.sh(host, COVER);
+        }
+        for (host, name) in RUNNERS {
+            machines.booted.insert(host, boot(bed, host, name));
+        }
+        // What a name service knows.
+        let names = Words::of(bed).replace("203.0.113.4 runner.example.org\n203.0.113.6 runner2.example.org");
+        for host in ["runner", "run1", "outside"] {
+            let output = machines.command(host, &["sh", "-c", &format!("echo '{names}' >>/etc/hosts")]).output().unwrap();
+            assert!(output.status.success(), "{host}: {output:?}");
+        }
+        machines
+    }
+
+    /// A command on a host, to be started; on this machine, in the project's folder.
+    pub fn command(&self, host: &str, words: &[&str]) -> Command {
+        if host == REPOSITORY {
+            let mut command = Command::new(words[0]);
+            command.args(&words[1..]).current_dir(repository());
+            // What cargo tells a test would make it build all of ring anew.
+            let told = |name: &str| name.starts_with("CARGO_PKG_") || name.starts_with("CARGO_MANIFEST_") || name == "CARGO";
+            for (name, _) in std::env::vars().filter(|(name, _)| told(name)) {
+                command.env_remove(name);
+            }
+            return command;
+        }
+        let Some(booted) = self.booted.get(host) else { return self.bed.command(host, words) };
+        let mut command = Command::new("nsenter");
+        command.args(["--target", &booted.systemd, "--mount", "--uts", "--net", "--pid", "--"]).args(words).current_dir("/");
+        command
+    }
+
+    /// The bed.
+    pub fn bed(&self) -> &'b Bed {
+        self.bed
+    }
+
+    fn put_back(&self) {
+        for host in NODES.iter().chain(&["outside"]) {
+            self.bed.sh(
+                host,
+                "grep -- '- overlay new-machine ' /proc/self/mountinfo | cut -d' ' -f5 | tac | xargs -r -n 1 umount -l",
+            );
+        }
+    }
+}
+
+impl Drop for NewMachines<'_> {
+    fn drop(&mut self) {
+        for (host, booted) in &mut self.booted {
+            let _ = booted.child.kill();
+            let _ = booted.child.wait();
+            self.bed.sh(host, &format!("hostname {host}"));
+            remove_groups(&mark(self.bed, host));
+        }
+        self.put_back();
+    }
+}
+
+/// Folders of a host get a layer that takes all changes, in memory; nobody has an account of ours there, or a sudo rule. Its host key is where
+/// people look for it.
+const COVER: &str = "set -e
+    for folder in /etc /home; do
+        layer=/run/new-machine$folder
+        rm -rf $layer && mkdir -p $layer/upper $layer/work
+        mount -t overlay -o lowerdir=$folder,upperdir=$layer/upper,workdir=$layer/work new-machine $folder
+    done
+    sed -i /^bwvisurunner:/d /etc/passwd /etc/shadow /etc/group
+    rm -f /etc/sudoers.d/*
+    key=/srv/ssh/host_$(hostname).pub
+    [ ! -e $key ] || cp $key /etc/ssh/ssh_host_ed25519_key.pub";
+
+/// The control groups that a systemd made below its own.
+fn remove_groups(mark: &str) {
+    let script = format!("find /sys/fs/cgroup/systemd/{mark} /sys/fs/cgroup/{mark} -depth -type d -exec rmdir {{}} +");
+    let remove = || Command::new("sh").args(["-c", &script]).stderr(Stdio::null()).status();
+    // The last processes may still be on their way out.
+    let gone = || !["/sys/fs/cgroup/systemd", "/sys/fs/cgroup"].iter().any(|place| Path::new(place).join(mark).exists());
+    until("its control groups to be gone", 10, || remove().map(|_| gone()).unwrap_or_default(), |gone| *gone);
+}
+
+fn mark(bed: &Bed, host: &str) -> String {
+    format!("bwvisu-docs-{}-{host}", bed.get("BED_PREFIX"))
+}
+
+fn boot(bed: &Bed, host: &str, name: &str) -> Booted {
+    let script = repository().join("tests/src/docs/boot").to_string_lossy().into_owned();
+    let child = bed.command(host, &["bash", &script, name, &mark(bed, host)]).stdout(Stdio::null()).spawn().unwrap();
+    let children = format!("/proc/{0}/task/{0}/children", child.id());
+    let first = || fs::read_to_string(&children).unwrap_or_default().split_whitespace().next().map(str::to_owned);
+    let is_systemd = |pid: &Option<String>| {
+        pid.as_ref().is_some_and(|pid| fs::read_to_string(format!("/proc/{pid}/comm")).is_ok_and(|comm| comm.trim() == "systemd"))
+    };
+    let systemd = until("a systemd to begin", 20, first, is_systemd).unwrap_or_default();
+    let booted = Booted { child, systemd };
+    let enter = ["--target", &booted.systemd, "--mount", "--uts", "--net", "--pid", "--", "systemctl", "is-system-running"];
+    let look = || {
+        let output = Command::new("nsenter").args(enter).output().unwrap();
+        String::from_utf8_lossy(&output.stdout).trim().to_owned()
+    };
+    until(&format!("{host} to be booted"), 60, look, |state| state == "running" || state == "degraded");
+    booted
+}
