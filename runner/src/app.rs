@@ -1,12 +1,13 @@
 //! The program as a value: started from a configuration, stopped within a bounded time. Tests start several in one process.
 
 use crate::cluster::Cluster;
-use crate::config::{self, Config, Secret, StoreConfig, Transport};
+use crate::config::{self, Config, StoreConfig, Transport};
 use crate::descriptors;
 use crate::domain::batch_script::Clients;
 use crate::error::{Error, Result};
 use crate::folder::{check_own, make_private};
-use crate::http::guard::{self, Handler, Limits, Server};
+use crate::http::credentials::Credentials;
+use crate::http::guard::{self, Handler, Limits, Server, Service};
 use crate::http::{self, jobs::Api, self_signed, tls};
 use crate::jobs::Jobs;
 use crate::keyhole::Keyhole;
@@ -15,6 +16,7 @@ use crate::reload::{Changes, settle};
 use crate::store::{Store, embedded::Embedded, etcd::Etcd};
 use crate::systemd::Sockets;
 use crate::templates::TemplateFolder;
+use crate::vitals::Vitals;
 use crate::watch::{Stop, Watcher, jobs::JobsWatch, keyhole::KeyholeWatch, repeat};
 use rustls::ServerConfig;
 use std::collections::BTreeSet;
@@ -82,7 +84,6 @@ impl Setup {
 struct Front {
     jobs: Jobs,
     templates: TemplateFolder,
-    password: Secret,
     clients: Clients,
     /// The certificate and its key, and their digest.
     tls: Option<(Arc<ServerConfig>, [u8; 32])>,
@@ -101,7 +102,10 @@ pub struct Runner {
     known: Mutex<Known>,
     api: Option<(Arc<Api>, Server)>,
     keyhole: Option<Server>,
-    watchers: Mutex<Vec<Watcher>>,
+    metrics: Option<Server>,
+    credentials: Arc<Credentials>,
+    vitals: Arc<Vitals>,
+    watchers: Arc<Mutex<Vec<Watcher>>>,
     stop: Stop,
     store: Arc<Store>,
 }
@@ -123,13 +127,24 @@ impl Runner {
         let keyhole = Keyhole::new(Arc::clone(&store), clusters.clone(), max_ports, fixed);
         let setup = Arc::new(Live::new(setup(config, clusters, keyhole)));
         let known = Known { config: config.clone(), clients: None, certificate: None };
+        let (watchers, stop) = (Arc::<Mutex<Vec<Watcher>>>::default(), Stop::default());
+        let present = Arc::clone(&setup);
+        let vitals = Vitals::new(
+            Arc::clone(&store),
+            Box::new(move || present.get().clusters.clone()),
+            Arc::clone(&watchers),
+            stop.clone(),
+        );
         let mut runner = Self {
             setup,
             known: Mutex::new(known),
             api: None,
             keyhole: None,
-            watchers: Mutex::default(),
-            stop: Stop::default(),
+            metrics: None,
+            credentials: Arc::new(Credentials::new(config.api.password.as_ref(), config.metrics.password.as_ref())),
+            vitals: Arc::new(vitals),
+            watchers,
+            stop,
             store,
         };
         for part in parts {
@@ -137,7 +152,10 @@ impl Runner {
         }
         // Before the API: a job that starts at once must find it.
         if parts.contains(&Part::Keyhole) {
-            runner.keyhole = Some(start_keyhole(config, Arc::clone(&runner.setup), sockets)?);
+            runner.keyhole = Some(start_keyhole(config, Arc::clone(&runner.setup), Arc::clone(&runner.vitals), sockets)?);
+        }
+        if let Some(address) = config.metrics.listen {
+            runner.metrics = Some(runner.start_metrics(address, config, sockets)?);
         }
         if parts.contains(&Part::Api) {
             runner.start_api(config, sockets)?;
@@ -160,7 +178,7 @@ impl Runner {
         if self.stop.is_given() {
             return None;
         }
-        let mut servers = self.api.iter().map(|(_, server)| server).chain(&self.keyhole);
+        let mut servers = self.api.iter().map(|(_, server)| server).chain(&self.keyhole).chain(&self.metrics);
         servers.find_map(Server::ailing).or_else(|| lock(&self.watchers).iter().find_map(Watcher::ailing))
     }
 
@@ -168,7 +186,7 @@ impl Runner {
     pub fn stop(&self) {
         self.stop.stop();
         thread::scope(|scope| {
-            let servers = self.api.iter().map(|(_, server)| server).chain(&self.keyhole);
+            let servers = self.api.iter().map(|(_, server)| server).chain(&self.keyhole).chain(&self.metrics);
             servers.for_each(|server| drop(scope.spawn(|| server.stop(STOP_WITHIN))));
             // Meanwhile: other programs wait for the leads.
             self.stop_watchers();
@@ -207,6 +225,7 @@ impl Runner {
         }
         let keyhole = old.keyhole.renewed(clusters.clone(), config.keyhole.max_ports, config.keyhole.static_forwarding);
         self.setup.set(setup(&config, clusters, keyhole));
+        self.credentials.renew(config.api.password.as_ref(), config.metrics.password.as_ref());
         if let Some(front) = front {
             taken.extend(self.show(front, &mut known));
         }
@@ -228,7 +247,7 @@ impl Runner {
             server.renew_tls(tls);
             taken.push("certificate");
         }
-        api.renew(front.jobs, &front.password);
+        api.renew(front.jobs);
         taken
     }
 
@@ -266,10 +285,18 @@ impl Runner {
         Ok(())
     }
 
+    fn start_metrics(&self, address: SocketAddr, config: &Config, sockets: &mut Sockets) -> Result<Server> {
+        let service = http::vitals::service(Arc::clone(&self.vitals), Arc::clone(&self.credentials));
+        let (listener, folder) = (sockets.listen("metrics", address)?, config.state_dir.join("http"));
+        let server = guard::start_on("metrics", listener, None, http::vitals::limits(), &folder, service)?;
+        log::info!("metrics: listening on {}", server.address());
+        Ok(server)
+    }
+
     fn start_api(&mut self, config: &Config, sockets: &mut Sockets) -> Result<()> {
         let front = self.front(config, &self.setup.get().clusters)?;
         check_templates(&front.templates).unwrap_or_else(|error| log::error!("{error}"));
-        let api = Arc::new(Api::new(front.jobs, &front.password));
+        let api = Arc::new(Api::new(front.jobs, Arc::clone(&self.credentials), Arc::clone(&self.vitals)));
         let (tls, digest) = front.tls.unzip();
         let listener = sockets.listen("api", config.api.listen)?;
         let server = guard::start_on("api", listener, tls, api_limits(), &config.state_dir.join("http"), api.service())?;
@@ -283,20 +310,20 @@ impl Runner {
 
     /// Reads what the API needs beside the configuration, and checks it.
     fn front(&self, config: &Config, clusters: &[Arc<Cluster>]) -> Result<Front> {
-        let password = config.api.password.clone().ok_or_else(|| {
+        if config.api.password.is_none() {
             let settings = config.file.with_file_name("settings.json");
-            Error::bad_input(format!(
+            return Err(Error::bad_input(format!(
                 "there is no api-password: write {{\"api-password\": \"…\"}} into {} (mode 0600)",
                 settings.display()
-            ))
-        })?;
+            )));
+        }
         let templates = TemplateFolder::new(config.templates.clone(), config.keyhole.max_ports);
         let clients = load_clients(&config.clients)?;
         let (servers, max_ports) = (self.keyhole_servers(config), config.keyhole.max_ports);
         let store = Arc::clone(&self.store);
         let jobs = Jobs::new(store, clusters.to_vec(), templates.clone(), clients.clone(), servers, max_ports, config.limits)
             .watched_every(config.watch.jobs);
-        Ok(Front { jobs, templates, password, clients, tls: load_tls(config)? })
+        Ok(Front { jobs, templates, clients, tls: load_tls(config)? })
     }
 
     /// Port 0 stands for the port that keyhole got here, whichever it is.
@@ -326,10 +353,11 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-fn start_keyhole(config: &Config, setup: Arc<Live<Setup>>, sockets: &mut Sockets) -> Result<Server> {
-    let handler: Handler = Arc::new(move |request| http::keyhole::handle(&setup.get().keyhole, &request));
+fn start_keyhole(config: &Config, setup: Arc<Live<Setup>>, vitals: Arc<Vitals>, sockets: &mut Sockets) -> Result<Server> {
+    let handler: Handler = Arc::new(move |request| http::keyhole::handle(&setup.get().keyhole, &vitals, &request));
+    let service = Service { handler, screen: None, routes: http::keyhole::count_by };
     let listener = sockets.listen("keyhole", config.keyhole.listen)?;
-    let server = guard::start_on("keyhole", listener, None, keyhole_limits(), &config.state_dir.join("http"), handler)?;
+    let server = guard::start_on("keyhole", listener, None, keyhole_limits(), &config.state_dir.join("http"), service)?;
     log::info!("keyhole: listening on {}", server.address());
     Ok(server)
 }

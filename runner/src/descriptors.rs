@@ -6,6 +6,7 @@ use crate::config::file::{GatewayKind, SchedulerKind};
 use crate::error::{Error, Result};
 use crate::gateway::relay::RelayLimits;
 use crate::http::guard::Limits;
+use crate::http::vitals::limits as metrics_limits;
 use crate::ssh::SESSIONS;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use std::sync::OnceLock;
@@ -39,7 +40,11 @@ pub fn needed(config: &Config) -> u64 {
                 }
         })
         .sum();
-    listeners + clusters + OTHERS
+    let metrics = config.metrics.listen.map_or(0, |_| {
+        let Limits { connections, workers, .. } = metrics_limits();
+        connections as u64 + PER_WORKER * workers as u64
+    });
+    listeners + metrics + clusters + OTHERS
 }
 
 /// One connection; on it as many commands as it carries, and one more that asks whether it lives.

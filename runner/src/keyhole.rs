@@ -21,6 +21,7 @@ use crate::domain::grant::{Former, Grant, GrantState};
 use crate::domain::job::{Job, Phase, Seen, State};
 use crate::error::{Error, ErrorKind, Result};
 use crate::gateway::Gateway;
+use crate::metrics::metrics;
 use crate::seldom::Seldom;
 use crate::store::Store;
 use crate::store::turns::Turns;
@@ -111,6 +112,7 @@ impl Keyhole {
             self.count("too many ports", request.job, peer);
             return Err(Error::bad_input(format!("a job may have at most {} ports, not {}", self.max_ports, request.ports)));
         }
+        let mut first = false;
         let grant = match self.earlier(cluster, &job, &request, peer)? {
             Earlier::Same(grant) => {
                 self.resume(cluster, &grant)?;
@@ -120,10 +122,12 @@ impl Keyhole {
                 self.check_hosts(cluster, &job, &request, peer)?;
                 let grant = self.claim(cluster, &job, &request, former.as_ref())?;
                 self.patience.repeats(job.id, &grant.nonce);
+                first = true;
                 grant
             }
         };
         self.activate(&grant)?;
+        metrics().keyhole_grants.inc_by(first.into());
         Ok(answer(&grant, request.nonce, &token))
     }
 
@@ -160,6 +164,7 @@ impl Keyhole {
     }
 
     fn count(&self, reason: &'static str, job: u64, peer: IpAddr) {
+        metrics().keyhole_refusals.with_label_values(&[reason]).inc();
         let mut refusals = self.refusals.lock().unwrap_or_else(PoisonError::into_inner);
         let count = refusals.entry(reason).or_default();
         *count += 1;

@@ -48,6 +48,7 @@ pub fn settle(old: &Config, new: &mut Config) -> Changes {
 fn places(changes: &mut Changes, old: &Config, new: &mut Config) {
     changes.keep("api-listen", &old.api.listen, &mut new.api.listen);
     changes.keep("keyhole-listen", &old.keyhole.listen, &mut new.keyhole.listen);
+    changes.keep("metrics-listen", &old.metrics.listen, &mut new.metrics.listen);
     // What lies in the state folder by default stays with it.
     if new.ssh.known_hosts == new.state_dir.join("ssh/known_hosts") && old.state_dir != new.state_dir {
         new.ssh.known_hosts = old.state_dir.join("ssh/known_hosts");
@@ -112,6 +113,8 @@ fn machinery(changes: &mut Changes, old: &Cluster, new: &mut Cluster) {
 fn compare(changes: &mut Changes, old: &Config, new: &Config) {
     let password = |config: &Config| config.api.password.as_ref().map(|password| password.expose().to_owned());
     changes.take("api-password", &password(old), &password(new));
+    let metrics = |config: &Config| config.metrics.password.as_ref().map(|password| password.expose().to_owned());
+    changes.take("metrics-password", &metrics(old), &metrics(new));
     changes.take("api-tls", &old.api.transport, &new.api.transport);
     changes.take("templates", &old.templates, &new.templates);
     changes.take("limits", &old.limits, &new.limits);

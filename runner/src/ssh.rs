@@ -12,6 +12,7 @@ mod permits;
 use crate::command::{Output, last_words};
 use crate::error::{Error, ErrorKind, Result};
 use crate::logging::{SSH, id};
+use crate::metrics::metrics;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -134,6 +135,7 @@ impl Node {
             Ok(output) => output.status.to_string(),
             Err(error) => format!("failed: {error}"),
         };
+        metrics().ssh(&self.address, begun.elapsed(), result.is_err());
         let level = if id::in_request() { log::Level::Info } else { log::Level::Debug };
         let (node, command, ms) = (&self.address, beginning(line), begun.elapsed().as_millis() as u64);
         log::log!(target: SSH, level, node:%, command, ended, ms; "ssh {node}: {command}: {ended}, {ms} ms");

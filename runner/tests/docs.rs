@@ -263,6 +263,19 @@ fn unsafe_code_is_forbidden_in_every_crate_but_the_clients_program() {
     }
 }
 
+#[test]
+fn every_metric_is_explained_and_no_other() {
+    let source = read("runner/src/metrics/mod.rs") + &read("runner/src/metrics/process.rs");
+    let quoted = source.split('"').skip(1).step_by(2).filter(|word| word.starts_with("bwvisu_") || word.starts_with("process_"));
+    let known: BTreeSet<&str> = quoted.collect();
+    assert!(known.len() > 25, "{known:?}");
+    let text = read("docs/operate.md");
+    let rows = text.lines().filter_map(|line| Some(line.strip_prefix("| `")?.split_once("` |")?.0));
+    let explained: BTreeSet<&str> = rows.filter(|name| name.starts_with("bwvisu_") || name.starts_with("process_")).collect();
+    let shortened: BTreeSet<&str> = explained.into_iter().filter(|name| !name.contains('…')).collect();
+    assert_eq!(shortened, known);
+}
+
 /// All text of the tests.
 fn tests_text() -> String {
     let mut text = String::new();

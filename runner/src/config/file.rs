@@ -59,6 +59,9 @@ pub struct ConfigFile {
     pub gateway_down_seconds: f64,
     #[serde(default)]
     pub limits: Limits,
+    pub metrics_listen: Option<String>,
+    #[serde(default)]
+    pub metrics_plain_http: bool,
 }
 
 #[derive(Debug, Deserialize)]
@@ -203,6 +206,7 @@ impl Default for Limits {
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]
 pub struct Settings {
     pub api_password: Option<String>,
+    pub metrics_password: Option<String>,
     pub etcd_user: Option<String>,
     pub etcd_password: Option<String>,
 }

@@ -29,6 +29,8 @@ pub struct Config {
     pub api: Api,
     /// The jobs' side.
     pub keyhole: Keyhole,
+    /// The admins' side.
+    pub metrics: Metrics,
     /// Batch script templates.
     pub templates: PathBuf,
     /// The folder of the `keyhole-client.<arch>` programs.
@@ -96,6 +98,15 @@ pub struct Keyhole {
     pub max_ports: u32,
     /// Debugging aid: always the same ports.
     pub static_forwarding: bool,
+}
+
+/// The admins' side.
+#[derive(Debug, Clone)]
+pub struct Metrics {
+    /// Where metrics are shown beside the API, in plain HTTP.
+    pub listen: Option<SocketAddr>,
+    /// The password of the user `bwvisu-metrics`.
+    pub password: Option<Secret>,
 }
 
 /// Where records are kept.
@@ -236,6 +247,7 @@ pub(crate) fn with_credentials(settings: Settings) -> Result<Settings> {
     };
     Ok(Settings {
         api_password: credential("api-password", settings.api_password)?,
+        metrics_password: credential("metrics-password", settings.metrics_password)?,
         etcd_user: credential("etcd-user", settings.etcd_user)?,
         etcd_password: credential("etcd-password", settings.etcd_password)?,
     })
@@ -254,6 +266,7 @@ pub fn check(file: ConfigFile, settings: Settings, path: &Path) -> Result<Config
     Ok(Config {
         api: api(&file, settings.api_password.clone()).map_err(within)?,
         keyhole: keyhole(&file).map_err(within)?,
+        metrics: metrics(&file, &settings).map_err(within)?,
         templates: file.templates.clone().unwrap_or_else(|| install.join("templates")),
         clients: install.join("share"),
         store: store(&file, &settings, &state_dir).map_err(within)?,
@@ -284,6 +297,34 @@ fn api(file: &ConfigFile, password: Option<String>) -> Result<Api> {
         return Err(Error::bad_input("settings.json: api-password is empty"));
     }
     Ok(Api { listen, transport, password: password.map(Secret) })
+}
+
+fn metrics(file: &ConfigFile, settings: &Settings) -> Result<Metrics> {
+    let password = settings.metrics_password.clone();
+    match &password {
+        Some(password) if password.is_empty() => return Err(Error::bad_input("settings.json: metrics-password is empty")),
+        Some(_) if password == settings.api_password => {
+            return Err(Error::bad_input(
+                "settings.json: metrics-password is the api-password; who may read metrics could submit jobs",
+            ));
+        }
+        _ => {}
+    }
+    let listen = file.metrics_listen.as_deref().map(|text| listen_address("metrics-listen", text)).transpose()?;
+    if let Some(address) = listen {
+        if !address.ip().is_loopback() && !file.metrics_plain_http {
+            return Err(Error::bad_input(format!(
+                "metrics-listen: {address} is reached over a network, where others may read the password: listen on 127.0.0.1, \
+                 or say \"metrics-plain-http\": true"
+            )));
+        }
+        if password.is_none() && settings.api_password.is_none() {
+            return Err(Error::bad_input(
+                "metrics-listen: write a metrics-password into settings.json; without it nobody may read",
+            ));
+        }
+    }
+    Ok(Metrics { listen, password: password.map(Secret) })
 }
 
 fn keyhole(file: &ConfigFile) -> Result<Keyhole> {

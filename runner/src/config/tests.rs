@@ -99,6 +99,35 @@ fn what_is_wrong_is_named_with_key_file_and_line() {
 }
 
 #[test]
+fn metrics_are_shown_on_this_machine_or_where_plain_http_is_allowed_in_so_many_words() {
+    let secrets = |api: Option<&str>, metrics: Option<&str>| Settings {
+        api_password: api.map(str::to_owned),
+        metrics_password: metrics.map(str::to_owned),
+        ..Settings::default()
+    };
+    let cases = [
+        ("\"metrics-listen\": \"127.0.0.1:9100\"", secrets(None, Some("m")), None),
+        ("\"metrics-listen\": \"[::1]:9100\"", secrets(Some("a"), None), None),
+        ("\"metrics-listen\": \"10.0.0.4:9100\", \"metrics-plain-http\": true", secrets(None, Some("m")), None),
+        ("\"metrics-listen\": \"10.0.0.4:9100\"", secrets(None, Some("m")), Some("\"metrics-plain-http\": true")),
+        ("\"metrics-listen\": \"0.0.0.0:9100\"", secrets(None, Some("m")), Some("reached over a network")),
+        ("\"metrics-listen\": \"9100\"", secrets(None, Some("m")), Some("metrics-listen: \"9100\" is not ADDRESS:PORT")),
+        ("\"metrics-listen\": \"127.0.0.1:9100\"", secrets(None, None), Some("write a metrics-password")),
+        ("\"api-plain-http\": true", secrets(Some("a"), Some("a")), Some("metrics-password is the api-password")),
+        ("\"api-plain-http\": true", secrets(Some("a"), Some("")), Some("metrics-password is empty")),
+    ];
+    for (keys, secrets, expected) in cases {
+        let path = Path::new("config.json");
+        let checked = check(file::parse(&with(keys), path).unwrap(), secrets, path);
+        match (checked, expected) {
+            (Ok(_), None) => {}
+            (Err(error), Some(words)) => assert!(error.message.contains(words), "{keys}: {error}"),
+            (other, _) => panic!("{keys}: {:?}", other.map(|config| config.metrics)),
+        }
+    }
+}
+
+#[test]
 fn a_secrets_file_that_others_may_read_is_refused() {
     use std::os::unix::fs::PermissionsExt;
     let folder = tempfile::tempdir().unwrap();

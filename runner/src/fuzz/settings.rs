@@ -10,6 +10,7 @@ pub(super) const TARGET: Target = Target {
     name: "settings",
     tokens: &[
         "\"api-password\":",
+        "\"metrics-password\":",
         "\"etcd-user\":",
         "\"etcd-password\":",
         "\"geheim-4711\"",
@@ -28,7 +29,7 @@ pub(super) const TARGET: Target = Target {
     check,
 };
 
-const NAMES: [&str; 3] = ["api-password", "etcd-user", "etcd-password"];
+const NAMES: [&str; 4] = ["api-password", "metrics-password", "etcd-user", "etcd-password"];
 
 fn check(input: &[u8]) -> Outcome {
     let text = match text(input) {
@@ -37,7 +38,7 @@ fn check(input: &[u8]) -> Outcome {
     };
     match parse_settings(text, Path::new("/etc/runner/settings.json")) {
         Ok(settings) => {
-            let given = [settings.api_password, settings.etcd_user, settings.etcd_password];
+            let given = [settings.api_password, settings.metrics_password, settings.etcd_user, settings.etcd_password];
             let value: Value = serde_json::from_str(text).expect("JSON");
             for (name, given) in NAMES.iter().zip(&given) {
                 let there = value.get(name).and_then(Value::as_str);

@@ -14,10 +14,12 @@ use std::collections::HashMap;
 use std::net::IpAddr;
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
-use subtle::ConstantTimeEq;
+use subtle::{Choice, ConstantTimeEq};
 
-/// The one user of the API.
+/// The user of the API.
 pub const API_USER: &str = "bwvisu-web";
+/// The user who may read the metrics and nothing else.
+pub const METRICS_USER: &str = "bwvisu-metrics";
 
 /// So many wrong passwords in a row are answered at once.
 const FREE_TRIES: u32 = 10;
@@ -31,7 +33,8 @@ const MOST_ADDRESSES: usize = 4096;
 
 /// The right credentials, and who has sent wrong ones.
 pub struct Credentials {
-    right: Live<[u8; 32]>,
+    /// The users, and the digests of their names and passwords; none for those who have no password.
+    right: Live<[(&'static str, Option<[u8; 32]>); 2]>,
     guesses: Mutex<HashMap<IpAddr, Guesses>>,
     lines: Seldom<IpAddr>,
 }
@@ -42,25 +45,29 @@ struct Guesses {
 }
 
 impl Credentials {
-    /// Those of [`API_USER`] with this password.
-    pub fn new(password: &Secret) -> Self {
-        Self { right: Live::new(right(password)), guesses: Mutex::default(), lines: Seldom::default() }
+    /// Those of [`API_USER`] and of [`METRICS_USER`] with these passwords.
+    pub fn new(api: Option<&Secret>, metrics: Option<&Secret>) -> Self {
+        Self { right: Live::new(right(api, metrics)), guesses: Mutex::default(), lines: Seldom::default() }
     }
 
-    /// From now on the password is this one. Who guessed is not forgotten.
-    pub fn renew(&self, password: &Secret) {
-        self.right.set(right(password));
+    /// From now on the passwords are these. Who guessed is not forgotten.
+    pub fn renew(&self, api: Option<&Secret>, metrics: Option<&Secret>) {
+        self.right.set(right(api, metrics));
     }
 
-    /// Judges the credentials first: the right ones pass at once, whatever else came from the same address, because all
-    /// users of a front end come from one.
-    pub fn check(&self, headers: &[Header], peer: IpAddr) -> Result<(), Denial> {
+    /// Whose the credentials are. They are judged first: the right ones pass at once, whatever else came from the same address, because
+    /// all users of a front end come from one.
+    pub fn check(&self, headers: &[Header], peer: IpAddr) -> Result<&'static str, Denial> {
         let header = headers.iter().find(|(name, _)| name.eq_ignore_ascii_case("authorization")).map(|(_, value)| value.as_str());
         let given = header.and_then(basic_credentials);
-        // Digests have one length, so that neither the length nor the first wrong letter shows in the time.
-        let equal: bool = digest(given.as_deref().unwrap_or_default()).ct_eq(&*self.right.get()).into();
-        if equal && given.is_some() {
-            return Ok(());
+        // Digests have one length, so that neither the length nor the first wrong letter shows in the time; and all users are looked at.
+        let shown = digest(given.as_deref().unwrap_or_default());
+        let users = self.right.get().map(|(user, right)| {
+            let there = Choice::from(u8::from(right.is_some() && given.is_some()));
+            (user, bool::from(shown.ct_eq(&right.unwrap_or_default()) & there))
+        });
+        if let Some((user, _)) = users.iter().find(|(_, equal)| *equal) {
+            return Ok(user);
         }
         let error = Error::unauthorized("the user or the password of the API is wrong");
         if let Some(left_out) = self.lines.due(network(peer)) {
@@ -88,8 +95,11 @@ impl Credentials {
     }
 }
 
-fn right(password: &Secret) -> [u8; 32] {
-    digest(format!("{API_USER}:{}", password.expose()).as_bytes())
+fn right(api: Option<&Secret>, metrics: Option<&Secret>) -> [(&'static str, Option<[u8; 32]>); 2] {
+    let of = |(user, password): (&'static str, Option<&Secret>)| {
+        (user, password.map(|password| digest(format!("{user}:{}", password.expose()).as_bytes())))
+    };
+    [(API_USER, api), (METRICS_USER, metrics)].map(of)
 }
 
 fn delay(guesses: u32) -> Duration {
@@ -128,7 +138,7 @@ mod tests {
 
     #[test]
     fn wrong_passwords_are_answered_later_and_later_and_right_ones_at_once() {
-        let credentials = Credentials::new(&Secret::new("right".into()));
+        let credentials = Credentials::new(Some(&Secret::new("right".into())), None);
         let after = |headers: &[Header], from: u32| credentials.check(headers, address(from)).unwrap_err().after;
         let waits: Vec<Duration> = (0..200).map(|_| after(&header("wrong"), 1)).collect();
         assert!(waits[..10].iter().all(Duration::is_zero), "{waits:?}");
@@ -140,15 +150,37 @@ mod tests {
 
     #[test]
     fn a_changed_password_counts_at_once_and_the_old_one_no_more() {
-        let credentials = Credentials::new(&Secret::new("right".into()));
-        credentials.renew(&Secret::new("new".into()));
+        let credentials = Credentials::new(Some(&Secret::new("right".into())), None);
+        credentials.renew(Some(&Secret::new("new".into())), None);
         assert!(credentials.check(&header("new"), address(1)).is_ok());
         assert!(credentials.check(&header("right"), address(1)).is_err());
     }
 
     #[test]
+    fn each_user_has_a_password_of_its_own_and_without_one_nobody_passes() {
+        let (api, metrics) = (Secret::new("a".into()), Secret::new("m".into()));
+        let shown = |user: &str, password: &str| {
+            vec![("authorization".to_owned(), format!("Basic {}", STANDARD.encode(format!("{user}:{password}"))))]
+        };
+        let cases = [
+            (Some(&api), Some(&metrics), API_USER, "a", Some(API_USER)),
+            (Some(&api), Some(&metrics), METRICS_USER, "m", Some(METRICS_USER)),
+            (Some(&api), Some(&metrics), API_USER, "m", None),
+            (Some(&api), Some(&metrics), METRICS_USER, "a", None),
+            (Some(&api), None, METRICS_USER, "", None),
+            (None, Some(&metrics), API_USER, "", None),
+            (None, None, METRICS_USER, "m", None),
+        ];
+        for (api, metrics, user, password, expected) in cases {
+            let passed = Credentials::new(api, metrics).check(&shown(user, password), address(1)).ok();
+            assert_eq!(passed, expected, "{user}:{password}");
+        }
+        assert!(Credentials::new(None, None).check(&[], address(1)).is_err());
+    }
+
+    #[test]
     fn a_minute_later_nothing_is_held_against_an_address() {
-        let credentials = Credentials::new(&Secret::new("right".into()));
+        let credentials = Credentials::new(Some(&Secret::new("right".into())), None);
         (0..50).for_each(|_| drop(credentials.check(&header("wrong"), address(1))));
         credentials.guesses.lock().unwrap().get_mut(&address(1)).unwrap().last -= MEMORY;
         assert_eq!(credentials.check(&header("wrong"), address(1)).unwrap_err().after, Duration::ZERO);
@@ -156,7 +188,7 @@ mod tests {
 
     #[test]
     fn of_very_many_addresses_the_quietest_is_forgotten() {
-        let credentials = Credentials::new(&Secret::new("right".into()));
+        let credentials = Credentials::new(Some(&Secret::new("right".into())), None);
         (0..=MOST_ADDRESSES as u32).for_each(|number| {
             credentials.note_guess(address(number));
         });

@@ -5,12 +5,13 @@ use super::guard::Service;
 use super::message::{Request, Response};
 use super::problem;
 use super::slots::Slots;
-use crate::config::Secret;
+use super::vitals;
 use crate::domain::job::{Job, State, parse_job_id};
 use crate::domain::text;
 use crate::error::{Error, ErrorKind, Result};
 use crate::jobs::{JobView, Jobs, NewJob};
 use crate::live::Live;
+use crate::vitals::Vitals;
 use serde_json::{Map, Value, json};
 use std::sync::Arc;
 
@@ -22,36 +23,39 @@ const MOST_VARIABLE_BYTES: usize = 32 << 10;
 /// The API on the verbs of [`Jobs`].
 pub struct Api {
     jobs: Live<Jobs>,
-    credentials: Credentials,
+    credentials: Arc<Credentials>,
+    vitals: Arc<Vitals>,
     slots: Slots,
 }
 
 impl Api {
-    /// The API for those who know `password`.
-    pub fn new(jobs: Jobs, password: &Secret) -> Self {
+    /// The API for those who have these credentials, of a program with these vitals.
+    pub fn new(jobs: Jobs, credentials: Arc<Credentials>, vitals: Arc<Vitals>) -> Self {
         let slots = Slots::new(jobs.limits().submissions_in_flight);
-        Self { jobs: Live::new(jobs), credentials: Credentials::new(password), slots }
+        Self { jobs: Live::new(jobs), credentials, vitals, slots }
     }
 
-    /// From now on, requests are answered with these verbs and this password; those that are under way finish with the old ones.
-    pub fn renew(&self, jobs: Jobs, password: &Secret) {
+    /// From now on, requests are answered with these verbs; those that are under way finish with the old ones.
+    pub fn renew(&self, jobs: Jobs) {
         self.slots.renew(jobs.limits().submissions_in_flight);
-        self.credentials.renew(password);
         self.jobs.set(jobs);
     }
 
     /// For the guard, which asks for the credentials before it reads a body.
     pub fn service(self: &Arc<Self>) -> Service {
-        let (api, screening) = (Arc::clone(self), Arc::clone(self));
+        let api = Arc::clone(self);
         Service {
             handler: Arc::new(move |request| api.handle(&request)),
-            screen: Some(Arc::new(move |asked| screening.credentials.check(asked.headers, asked.peer).map(|()| Some(API_USER)))),
+            screen: Some(vitals::screen(Arc::clone(&self.credentials))),
             routes: route,
         }
     }
 
     /// Only requests that the screen let pass come here.
     fn handle(&self, request: &Request) -> Response {
+        if let Some(page) = vitals::answer_with_metrics(&self.vitals, request) {
+            return page;
+        }
         self.route(request).unwrap_or_else(|error| {
             if !matches!(error.kind, ErrorKind::NotFound) {
                 log::warn!("{} {} from {}: {error}", request.method, printable(&request.path), request.peer);
@@ -127,8 +131,8 @@ impl Api {
 
 /// What requests are counted by.
 fn route(_: &str, path: &str) -> &'static str {
-    let path: Vec<&str> = path.split('/').skip(1).collect();
-    match path[..] {
+    let parts: Vec<&str> = path.split('/').skip(1).collect();
+    match parts[..] {
         ["jobs"] => "/jobs",
         ["jobs", _] => "/jobs/<id>",
         ["cluster", "check-user", _] => "/cluster/check-user/<name>",
@@ -137,7 +141,7 @@ fn route(_: &str, path: &str) -> &'static str {
         ["cluster", "gateways", _, "drain"] => "/cluster/gateways/<address>/drain",
         ["cluster", "audit"] => "/cluster/audit",
         ["cluster", "backup"] => "/cluster/backup",
-        _ => "other",
+        _ => vitals::route(path).unwrap_or("other"),
     }
 }
 

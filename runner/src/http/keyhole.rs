@@ -1,10 +1,11 @@
 //! The API for running jobs: plain HTTP inside the cluster; the signatures carry the trust. See the crate `keyhole_protocol`.
 
 use super::message::{Request, Response};
-use super::problem;
+use super::{problem, vitals};
 use crate::error::{Error, ErrorKind, Result};
 use crate::keyhole::Keyhole;
 use crate::seldom::Seldom;
+use crate::vitals::Vitals;
 use keyhole_protocol::{CONFIRM_PATH, PORTS_PATH, SIGNATURE_HEADER};
 use std::net::IpAddr;
 use std::sync::LazyLock;
@@ -12,8 +13,16 @@ use std::sync::LazyLock;
 /// Everybody inside the cluster can cause these lines.
 static LINES: LazyLock<Seldom<(u16, IpAddr)>> = LazyLock::new(|| Seldom::bursts_of(8));
 
+/// What requests are counted by.
+pub fn count_by(_: &str, path: &str) -> &'static str {
+    [PORTS_PATH, CONFIRM_PATH].into_iter().find(|known| *known == path).or_else(|| vitals::route(path)).unwrap_or("other")
+}
+
 /// Answers one request.
-pub fn handle(keyhole: &Keyhole, request: &Request) -> Response {
+pub fn handle(keyhole: &Keyhole, vitals: &Vitals, request: &Request) -> Response {
+    if let Some(page) = vitals::answer(vitals, request) {
+        return page;
+    }
     route(keyhole, request).unwrap_or_else(|error| {
         let response = problem(&error);
         // What is refused has its line already.

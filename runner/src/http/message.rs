@@ -69,6 +69,11 @@ impl Response {
         self
     }
 
+    /// Text of a kind of its own.
+    pub fn of_kind(kind: &str, text: String) -> Self {
+        Self::of(200, kind, text.into_bytes())
+    }
+
     fn of(status: u16, kind: &str, body: Vec<u8>) -> Self {
         Self { status, headers: vec![("Content-Type", kind.to_owned())], body }
     }

@@ -13,6 +13,7 @@ pub mod message;
 pub mod self_signed;
 mod slots;
 pub mod tls;
+pub mod vitals;
 
 pub use slots::MOST_SUBMISSIONS;
 

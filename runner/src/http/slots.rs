@@ -2,6 +2,7 @@
 //! looked at.
 
 use crate::error::{Error, Result};
+use crate::metrics::metrics;
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -84,6 +85,9 @@ impl Slots {
         }
         taken.queue(kind, false);
         *taken.under_way(kind) += 1;
+        if kind == Kind::Submission {
+            metrics().submissions.inc();
+        }
         Some(Slot(self, kind))
     }
 
@@ -127,6 +131,9 @@ impl Taken {
 impl Drop for Slot<'_> {
     fn drop(&mut self) {
         *self.0.taken().under_way(self.1) -= 1;
+        if self.1 == Kind::Submission {
+            metrics().submissions.dec();
+        }
         // All: one that waits for the other kind's slot would let the sign pass.
         self.0.returned.notify_all();
     }

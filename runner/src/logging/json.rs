@@ -11,7 +11,7 @@ pub(super) fn object(record: &Record, id: Option<&str>, now: Timestamp) -> Strin
     let mut members = Map::new();
     let mut add = |name: &str, value: serde_json::Value| drop(members.insert(name.to_owned(), value));
     add("time", now.strftime("%Y-%m-%dT%H:%M:%S%.3fZ").to_string().into());
-    add("level", record.level().as_str().to_lowercase().into());
+    add("level", super::level(record.level()).into());
     add("target", record.target().into());
     add("message", printable(&record.args().to_string()).into());
     if let Some(id) = id {

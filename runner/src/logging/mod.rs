@@ -5,6 +5,7 @@ pub mod id;
 mod json;
 
 use crate::domain::text::printable;
+use crate::metrics::metrics;
 use log::{Level, Record};
 use std::io::Write;
 use std::str::FromStr;
@@ -61,6 +62,7 @@ fn own_stderr() -> Option<(u64, u64)> {
 
 /// The journal takes a priority from the beginning of a line, and adds the time itself.
 fn line(record: &Record, format: Format, journal: bool) -> String {
+    metrics().log_lines.with_label_values(&[level(record.level())]).inc();
     let priority = if journal { priority(record.level()) } else { "" };
     let id = id::current();
     if format == Format::Json {
@@ -70,6 +72,16 @@ fn line(record: &Record, format: Format, journal: bool) -> String {
     let id = id.map(|id| format!(" [{id}]")).unwrap_or_default();
     let time = if journal { String::new() } else { jiff::Timestamp::now().strftime("%Y-%m-%dT%H:%M:%S%.3fZ ").to_string() };
     format!("{priority}{time}{:<5} {message}{id}", record.level())
+}
+
+fn level(level: Level) -> &'static str {
+    match level {
+        Level::Error => "error",
+        Level::Warn => "warn",
+        Level::Info => "info",
+        Level::Debug => "debug",
+        Level::Trace => "trace",
+    }
 }
 
 fn priority(level: Level) -> &'static str {

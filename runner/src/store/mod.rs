@@ -12,6 +12,7 @@ mod gateways;
 mod jobs;
 mod keys;
 mod limits;
+mod measured;
 pub(crate) mod turns;
 
 pub use claims::{Ledger, Taken};
@@ -92,7 +93,7 @@ pub struct Store {
 impl Store {
     /// The verbs on `backend`.
     pub fn new(backend: Box<dyn Backend>) -> Self {
-        Self { backend, turns: Turns::default() }
+        Self { backend: Box::new(measured::Measured(backend)), turns: Turns::default() }
     }
 
     /// Takes or keeps the lead of `role`; see [`Backend::lead`].

@@ -7,6 +7,8 @@ use crate::cluster::Cluster;
 use crate::domain::job::{Job, Outcome, Phase, Seen, State};
 use crate::error::Result;
 use crate::jobs::lingers;
+use crate::logging::id;
+use crate::metrics::metrics;
 use crate::store::{GivenUp, Store};
 use jiff::{SignedDuration, Timestamp};
 use std::collections::HashMap;
@@ -22,6 +24,14 @@ const LATE_LIMIT: Duration = Duration::from_secs(900);
 const LONGEST_GAP: Duration = Duration::from_secs(30);
 /// How often old finished jobs are removed.
 const SWEEP_INTERVAL: Duration = Duration::from_secs(600);
+
+/// The states of unfinished jobs, as the API calls them.
+const SHOWN: [(State, &str); 4] = [
+    (State::Submitted, "submitted"),
+    (State::Running, "running"),
+    (State::Available, "available"),
+    (State::Completing, "completing"),
+];
 
 /// How long a request with an `Idempotency-Key` may be repeated.
 const KEEP_KEYS: SignedDuration = SignedDuration::from_hours(24);
@@ -75,6 +85,7 @@ impl JobsWatch {
     pub fn cycle(&mut self) -> Result<()> {
         let begun = Timestamp::now();
         let jobs = self.store.active_jobs(&self.cluster.name)?;
+        self.show(&jobs);
         let given_up = self.store.given_up(&self.cluster.name)?;
         let names = jobs.iter().map(|job| job.name.clone()).chain(given_up.iter().map(|late| late.name.clone()));
         let names: Vec<String> = names.collect();
@@ -99,6 +110,18 @@ impl JobsWatch {
         }
         self.store.set_heard(&self.cluster.name, begun)?;
         self.sweep()
+    }
+
+    /// Every state is shown, also that of no job: what is not there cannot be told from what is not known.
+    fn show(&self, jobs: &[Job]) {
+        // An audit does what a watcher does, and leads nothing.
+        if id::in_request() {
+            return;
+        }
+        for (state, word) in SHOWN {
+            let count = jobs.iter().filter(|job| job.state == state).count();
+            metrics().jobs.with_label_values(&[self.cluster.name.as_str(), word]).set(count as i64);
+        }
     }
 
     /// For how long the scheduler has answered us while it should have had the job.

@@ -4,14 +4,17 @@
 //! then, and is never taken for a stray.
 
 use crate::cluster::Cluster;
-use crate::domain::grant::{Grant, GrantState};
+use crate::domain::grant::{Closing, Grant, GrantState};
 use crate::domain::job::{Job, State};
+use crate::domain::ports::Plan;
 use crate::error::{Error, Result};
 use crate::gateway::{Gateway, Installed, Probe, Rule, Target};
 use crate::keyhole::{Keyhole, keeps_ports, rules};
 use crate::logging::id;
-use crate::store::Store;
+use crate::metrics::metrics;
+use crate::store::{Condition, Store};
 use jiff::Timestamp;
+use prometheus::IntGaugeVec;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 use std::thread;
@@ -30,6 +33,8 @@ pub struct KeyholeWatch {
     blind: HashMap<String, u32>,
     /// When this watcher first saw it so. Clocks on the wall jump, and other programs' may be wrong: nothing is moved for that.
     silent_since: HashMap<String, Instant>,
+    /// The gateways that metrics show.
+    shown: BTreeSet<String>,
 }
 
 /// After so many cycles in which a gateway did not answer, what is known of its jobs is called stale.
@@ -45,6 +50,7 @@ impl KeyholeWatch {
             silences: HashMap::new(),
             silent_since: HashMap::new(),
             blind: HashMap::new(),
+            shown: BTreeSet::new(),
         }
     }
 
@@ -55,6 +61,13 @@ impl KeyholeWatch {
         // A gateway that is gone from the configuration is not one that answers.
         self.silences.retain(|address, _| cluster.gateway(address).is_some());
         self.suspects.retain(|address, _| cluster.gateway(address).is_some());
+        self.shown.retain(|address| {
+            let there = cluster.gateway(address).is_some();
+            if !there {
+                metrics().forget_gateway(&cluster.name, address);
+            }
+            there
+        });
     }
 
     /// One look at every gateway, and what follows from it. A gateway that does not answer changes nothing; the others wait for it as
@@ -82,10 +95,12 @@ impl KeyholeWatch {
 
     /// Writes down which gateways do not answer; returns for how long.
     fn note_silences(&mut self, installed: &[Result<Installed>]) -> Result<HashMap<String, Duration>> {
-        let addresses: Vec<&str> = self.cluster.gateways.iter().map(|gateway| gateway.address()).collect();
+        let cluster = Arc::clone(&self.cluster);
+        let addresses: Vec<&str> = cluster.gateways.iter().map(|gateway| gateway.address()).collect();
         let conditions = self.store.conditions(&self.cluster.name, &addresses)?;
         let mut silences = HashMap::new();
         for ((address, installed), condition) in addresses.into_iter().zip(installed).zip(conditions) {
+            self.show(address, installed.as_ref().ok(), &condition);
             let reason = installed.as_ref().err().map(|error| error.message.clone());
             if reason.is_some() != condition.silence.is_some() {
                 self.store.set_silence(&self.cluster.name, address, reason.as_deref())?;
@@ -103,6 +118,31 @@ impl KeyholeWatch {
             }
         }
         Ok(silences)
+    }
+
+    /// What metrics show of a gateway.
+    fn show(&mut self, address: &str, installed: Option<&Installed>, condition: &Condition) {
+        // An audit does what a watcher does, and leads nothing.
+        if id::in_request() {
+            return;
+        }
+        let labels = [self.cluster.name.as_str(), address];
+        let set = |family: &IntGaugeVec, value: usize| family.with_label_values(&labels).set(value as i64);
+        let shown = metrics();
+        let used = condition.ports as usize;
+        set(&shown.ports_used, used);
+        if let Some(gateway) = self.cluster.gateway(address) {
+            let plan = Plan { range: self.cluster.ports, numbering: gateway.numbering() };
+            set(&shown.ports_free, plan.internal().len().saturating_sub(used));
+        }
+        let drained = condition.drained.is_some() || self.cluster.drained_by_config.contains(address);
+        set(&shown.gateway_drained, drained.into());
+        set(&shown.gateway_silent, installed.is_none().into());
+        // Of a silent gateway the last number stays.
+        if let Some(installed) = installed {
+            set(&shown.gateway_rules, installed.blocks.values().map(BTreeSet::len).sum());
+        }
+        self.shown.insert(address.to_owned());
     }
 
     /// Gives up the forwardings of jobs that have ended or wait again; returns the grants that stay.
@@ -127,6 +167,10 @@ impl KeyholeWatch {
     fn finish_closings(&self, silent: &BTreeSet<&str>) -> Result<()> {
         for gateway in self.cluster.gateways.iter().map(|gateway| gateway.address()).filter(|gateway| !silent.contains(gateway)) {
             let closings = self.store.closings(&self.cluster.name, gateway)?;
+            if !id::in_request() {
+                let waiting: u32 = closings.iter().map(Closing::ports).sum();
+                metrics().gateway_closing.with_label_values(&[self.cluster.name.as_str(), gateway]).set(waiting.into());
+            }
             if !closings.is_empty()
                 && let Err(error) = self.keyhole.finish(&self.cluster, gateway, &closings)
             {

@@ -2,6 +2,7 @@
 //! watcher gives signs of life, so that one that hangs is replaced by another program's.
 
 use super::Stop;
+use crate::metrics::metrics;
 use crate::store::{LEASE_SECONDS, Store};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
@@ -27,6 +28,8 @@ struct State {
     alive: Instant,
     /// Until when this program leads for certain, whatever happens to it.
     until: Option<Instant>,
+    /// How many cycles in a row have failed.
+    failed: u32,
     /// The last thing that went wrong, for the log.
     complaint: Option<String>,
 }
@@ -39,7 +42,7 @@ impl Lead {
         stop: Stop,
         patience: Duration,
     ) -> std::io::Result<(Arc<Self>, JoinHandle<()>)> {
-        let state = Mutex::new(State { alive: Instant::now(), until: None, complaint: None });
+        let state = Mutex::new(State { alive: Instant::now(), until: None, failed: 0, complaint: None });
         let lead = Arc::new(Self { role: role.to_owned(), store, stop, patience, state, changed: Condvar::new() });
         let keeper = Arc::clone(&lead);
         let thread = thread::Builder::new().name("watch-lead".into()).spawn(move || keeper.run())?;
@@ -59,8 +62,21 @@ impl Lead {
         self.lock().alive.elapsed()
     }
 
+    /// A cycle has ended.
+    pub(super) fn note(&self, good: bool) {
+        let mut state = self.lock();
+        state.failed = if good { 0 } else { state.failed.saturating_add(1) };
+    }
+
+    /// How many cycles in a row have failed; none where another program leads.
+    pub(super) fn fails_for(&self) -> u32 {
+        let state = self.lock();
+        if leads(&state) { state.failed } else { 0 }
+    }
+
     fn run(&self) {
         let mut leading = false;
+        metrics().leads(&self.role, false);
         loop {
             let begin = Instant::now();
             let ours = self.ask();
@@ -68,6 +84,8 @@ impl Lead {
                 let what = if ours { "leads" } else { "does not lead (any more)" };
                 log::info!("watch {}: this program {what}", self.role);
                 leading = ours;
+                metrics().leads(&self.role, ours);
+                self.lock().failed = 0;
             }
             // The lease began after the question was asked.
             self.lock().until = ours.then(|| begin + Duration::from_secs(LEASE_SECONDS));

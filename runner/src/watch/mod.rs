@@ -7,6 +7,7 @@ mod lead;
 
 use crate::error::Result;
 use crate::logging::id;
+use crate::metrics::metrics;
 use crate::store::Store;
 use lead::Lead;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -29,6 +30,16 @@ impl Watcher {
     /// Whether it has ended.
     pub fn is_finished(&self) -> bool {
         self.thread.is_finished()
+    }
+
+    /// What it does, and of which cluster.
+    pub fn role(&self) -> &str {
+        &self.lead.role
+    }
+
+    /// How many cycles in a row have failed here, while this program leads.
+    pub fn fails_for(&self) -> u32 {
+        self.lead.fails_for()
     }
 
     /// What is wrong if it stands still: it has ended, or a cycle was taken for hung long ago. (Until then it may still come back, and a
@@ -113,7 +124,12 @@ pub fn repeat_within(
                 next = Instant::now() + interval();
                 cycles += 1;
                 let _id = id::within_cycle(format!("{}-{cycles}", log.role).into());
-                log.report(catch_unwind(AssertUnwindSafe(&mut cycle)));
+                let begun = Instant::now();
+                let result = catch_unwind(AssertUnwindSafe(&mut cycle));
+                let good = matches!(result, Ok(Ok(())));
+                metrics().cycle(&log.role, begun.elapsed(), good);
+                lead.note(good);
+                log.report(result);
             }
         }
     };

@@ -14,8 +14,8 @@ use crate::world::{Client, World, handler};
 
 fn both(limits: &Limits) -> [World; 2] {
     [false, true].map(|tls| {
-        let credentials = Credentials::new(&Secret::new("right".into()));
-        let screen = Arc::new(move |asked: &Asked<'_>| credentials.check(asked.headers, asked.peer).map(|()| Some(API_USER)));
+        let credentials = Credentials::new(Some(&Secret::new("right".into())), None);
+        let screen = Arc::new(move |asked: &Asked<'_>| credentials.check(asked.headers, asked.peer).map(Some));
         World::of(limits.clone(), tls, Service { handler: handler(), screen: Some(screen), routes: |_, _| "other" })
     })
 }

@@ -16,8 +16,11 @@ mod descriptors;
 mod disk;
 mod inputs;
 mod malformed;
+mod metrics;
 mod old;
 mod once;
+#[path = "../support/promtool.rs"]
+mod promtool;
 mod reload;
 mod restart;
 mod secrets;

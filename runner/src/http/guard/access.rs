@@ -9,6 +9,7 @@ use std::time::Instant;
 use super::Guard;
 use super::seats::network;
 use crate::logging::{ACCESS, id};
+use crate::metrics::metrics;
 
 /// A job asks twice in its life; a node that starts a few at once has all of theirs written.
 pub(super) const STRANGERS_LINES: u32 = 16;
@@ -62,6 +63,9 @@ impl Line {
 
     /// It was answered.
     pub(super) fn end(&self, guard: &Guard, status: u16, bytes: usize) {
+        let path = self.target.split('?').next().unwrap_or_default();
+        let route = (guard.routes)(&self.method, path);
+        metrics().request((&guard.name, &self.method, route), status, self.complete.map(|at| at.elapsed()));
         let left_out = match self.user {
             Some(_) => String::new(),
             None => match guard.strangers.due(network(self.peer)) {
@@ -70,11 +74,10 @@ impl Line {
             },
         };
         let (listener, method, target, peer) = (guard.name.as_str(), self.method.as_str(), self.target.as_str(), self.peer);
-        let (user, milliseconds) = (self.user.unwrap_or("-"), self.begun.elapsed().as_millis() as u64);
-        let route = (guard.routes)(method, target.split('?').next().unwrap_or_default());
+        let (user, ms) = (self.user.unwrap_or("-"), self.begun.elapsed().as_millis() as u64);
         log::info!(
-            target: ACCESS, listener, method, path = target, route, status, ms = milliseconds, bytes, client:% = peer, user;
-            "{listener}: {method} {target} {status}, {milliseconds} ms, {bytes} bytes, {peer} {user}{left_out}"
+            target: ACCESS, listener, method, path = target, route, status, ms, bytes, client:% = peer, user;
+            "{listener}: {method} {target} {status}, {ms} ms, {bytes} bytes, {peer} {user}{left_out}"
         );
     }
 }

@@ -32,6 +32,7 @@ use super::backend::Backend;
 use super::message::{Request, Response};
 use crate::error::{Error, Result};
 use crate::live::Live;
+use crate::metrics::{Present, metrics};
 use crate::seldom::Seldom;
 
 /// What answers requests. It may block, and it may panic: the client gets a 500 then, and nobody else notices.
@@ -314,6 +315,7 @@ impl Guard {
     }
 
     fn attend(&self, seat: &Seat) {
+        let _present = Present::new(metrics().http_connections.with_label_values(&[&self.name]));
         // Answers are written whole, so waiting for more to send would only cost time.
         if seat.socket().set_nodelay(true).is_ok() {
             connection::serve(self, seat);
@@ -332,6 +334,7 @@ impl Guard {
 
     fn turn_away(&self, socket: TcpStream, from: SocketAddr) {
         let count = self.refused.fetch_add(1, Ordering::Relaxed) + 1;
+        metrics().http_refused.with_label_values(&[&self.name]).inc();
         if self.turned_away.due(()).is_some() {
             log::warn!("{}: no room for a connection from {from}; {count} turned away so far", self.name);
         }
