@@ -31,10 +31,12 @@ const LONGEST: Duration = Duration::from_secs(2);
 /// Addresses that are remembered; beyond, the one that was quiet for longest is forgotten.
 const MOST_ADDRESSES: usize = 4096;
 
+/// A user's name, and the digest of name and password; none for who has no password.
+type User = (&'static str, Option<[u8; 32]>);
+
 /// The right credentials, and who has sent wrong ones.
 pub struct Credentials {
-    /// The users, and the digests of their names and passwords; none for those who have no password.
-    right: Live<[(&'static str, Option<[u8; 32]>); 2]>,
+    right: Live<[User; 2]>,
     guesses: Mutex<HashMap<IpAddr, Guesses>>,
     lines: Seldom<IpAddr>,
 }
@@ -95,7 +97,7 @@ impl Credentials {
     }
 }
 
-fn right(api: Option<&Secret>, metrics: Option<&Secret>) -> [(&'static str, Option<[u8; 32]>); 2] {
+fn right(api: Option<&Secret>, metrics: Option<&Secret>) -> [User; 2] {
     let of = |(user, password): (&'static str, Option<&Secret>)| {
         (user, password.map(|password| digest(format!("{user}:{}", password.expose()).as_bytes())))
     };
