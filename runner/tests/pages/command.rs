@@ -103,5 +103,6 @@ fn described(path: &str, command: &Command) -> String {
 pub fn completion() -> String {
     let mut text = Vec::new();
     clap_complete::generate(clap_complete::Shell::Bash, &mut Cli::command(), "bwvisu-runner", &mut text);
-    String::from_utf8(text).unwrap()
+    // clap_complete 4.6 takes the dash in the name for a step to a sub-command, though not everywhere.
+    String::from_utf8(text).unwrap().replace("bwvisu__subcmd__runner", "bwvisu__runner")
 }

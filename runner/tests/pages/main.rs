@@ -5,6 +5,7 @@
 mod command;
 mod roff;
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -42,6 +43,17 @@ fn the_pages_that_are_installed_are_up_to_date() {
         }
         let present = fs::read_to_string(&place).unwrap_or_default();
         assert!(present == text, "{path} is not what the program and docs/ say now: run `make pages`");
+    }
+}
+
+#[test]
+fn the_completion_knows_what_comes_after_each_command() {
+    let text = command::completion();
+    let named: BTreeSet<&str> = text.split("cmd=\"").skip(1).filter_map(|rest| rest.split('"').next()).collect();
+    let cases: BTreeSet<&str> = text.lines().filter_map(|line| line.trim().strip_suffix(')')).collect();
+    assert!(named.len() > 15, "{named:?}");
+    for command in named.iter().filter(|command| !command.is_empty()) {
+        assert!(cases.contains(command), "{command}");
     }
 }
 
