@@ -39,7 +39,7 @@ build:
 	export CC_$(subst -,_,$(TARGET))=$(MUSL_CC)
 	# What is built tells nothing of where that was, and is the same wherever it was.
 	flags=$$(packaging/remap "$(BUILT)")
-	RUSTFLAGS="$${RUSTFLAGS:-} $$flags" cargo build --locked --release --package bwvisu-runner --target $(TARGET)
+	CARGO_INCREMENTAL=0 RUSTFLAGS="$${RUSTFLAGS:-} $$flags" cargo build --locked --release --package bwvisu-runner --target $(TARGET)
 	rm -rf dist
 	mkdir -p dist/bin
 	cp $(BUILT)/$(TARGET)/release/bwvisu-runner dist/bin/
@@ -73,7 +73,7 @@ check: fmt deny
 	cargo clippy --workspace --all-targets --features bwvisu-tests/bed -- -D warnings
 	RUSTDOCFLAGS='-D warnings' cargo doc --workspace --no-deps --quiet
 	if command -v shellcheck >/dev/null; then
-		shellcheck tests/bed tests/bed.d/*.bash tests/bed.d/check tests/install-packages tests/run tests/src/docs/boot .ci/run runner/src/gateway/iptables/probe.sh
+		shellcheck tests/bed tests/bed.d/*.bash tests/bed.d/check tests/install-packages tests/run tests/packages tests/packages.d/systemd tests/src/docs/boot .ci/run runner/src/gateway/iptables/probe.sh
 		shellcheck packaging/about packaging/build-* packaging/install packaging/install.sh packaging/protoc packaging/remap packaging/deb/p*
 	else
 		echo 'NOT CHECKED: the shell scripts, since shellcheck is not installed' >&2

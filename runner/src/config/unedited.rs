@@ -47,6 +47,7 @@ fn walk(value: &Value, key: &str, places: &mut Vec<String>) {
 fn marked(settings: &Settings) -> Vec<&'static str> {
     let secrets = [
         ("api-password", &settings.api_password),
+        ("metrics-password", &settings.metrics_password),
         ("etcd-user", &settings.etcd_user),
         ("etcd-password", &settings.etcd_password),
     ];
