@@ -1,6 +1,6 @@
 //! Commands on other machines, by the system's `ssh`.
 //!
-//! Each [`Node`] keeps one connection (a *master* in ssh's words), and on it a few shells ([`channel`]) that run one command after the
+//! Each [`Node`] keeps one connection (a *master* in ssh's words), and on it a few shells (`channel`) that run one command after the
 //! other, so that a command costs a round trip and no process here. The master's own session is `cat` on a pipe of ours: when this
 //! process dies, however it dies, the pipe closes and the connection ends with it. Nothing here trusts a host that is not in the
 //! known-hosts file.
