@@ -5,6 +5,7 @@ mod clocks;
 mod crowd;
 mod desktop;
 mod docs;
+mod doctor;
 mod gateway_faults;
 mod gateways;
 mod http;

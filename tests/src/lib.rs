@@ -8,6 +8,7 @@
 //! * [`gateway`] and [`wait`]: what is installed on a gateway, and waiting within a bounded time;
 //! * [`books`]: store, Slurm and gateways compared; [`effects`]: the names of all points at which the runner can be told to die;
 //! * [`stage`]: a scenario in which it does, and is started again;
+//! * [`ward`]: `doctor`, and what it says of something that is broken;
 //! * [`docs`]: the documents, followed word by word.
 //!
 //! `BWVISU_DIST` names the install folder under test (`dist/` in the repository without it), and the `BED_…` variables the
@@ -27,6 +28,7 @@ pub mod runner;
 pub mod slurm;
 pub mod stage;
 pub mod wait;
+pub mod ward;
 
 pub use api::{Api, Reply};
 pub use bed::Bed;
@@ -34,3 +36,4 @@ pub use broken::Broken;
 pub use runner::{Runner, Setup};
 pub use stage::Stage;
 pub use wait::until;
+pub use ward::Ward;

@@ -46,14 +46,18 @@ pub(super) fn questions(wanted: &Wanted) -> String {
         script += &ask("home", 10, HOME);
     }
     // A controller that is silent is waited for once.
-    script += "ask slurm soon 15 squeue --noheader --name=bwvisu-doctor\nif [ $status = 0 ]; then\n";
-    script += "ask nodes soon 15 sinfo --noheader --Node --format='%N %T'\n";
+    script += &ask("slurm", 15, CONTROLLER);
+    // `--all`: partitions that are closed to our own account have nodes, too.
+    script += "if [ $status = 0 ]; then\nask nodes soon 15 sinfo --all --noheader --Node --format='%N %T'\n";
     if wanted.user.is_some() {
         let _ = writeln!(script, "[ -z \"$who\" ] || {}", ask("dry-run", 25, DRY_RUN).trim_end());
     }
     script + "fi\n"
 }
 
+/// `squeue` waits half a minute for a controller that is down; a ping knows at once, where there is `scontrol`.
+const CONTROLLER: &str = "ping=$(scontrol ping 2>/dev/null); case $ping in *' is UP'*) ;; *' is DOWN'*) echo \"$ping\" | head -n 1; exit 1 ;; esac\n\
+                          exec squeue --noheader --name=bwvisu-doctor";
 /// 3: it is missing; 4: homes are not seen on this machine.
 const HOME: &str = "if [ -d \"$home\" ]; then stat -c %U \"$home\"; elif [ -x \"${home%/*}/.\" ]; then exit 3; else exit 4; fi";
 const DRY_RUN: &str =
@@ -147,11 +151,12 @@ fn slurm(place: &str, answers: &Answers) -> Finding {
     if answers.line("path-squeue").is_none() {
         return Finding::not_checked(Check::Slurm, place, "squeue is missing");
     }
-    let advice = Advice::new(
-        "start Slurm's controller on its machine (`systemctl start slurmctld`), and munge on both; `scontrol ping` on this node says which \
-         machine it looks for",
-    );
-    Finding::failed(Check::Slurm, place, format!("{version}: {}", answer.words()), advice)
+    let words = answer.words();
+    let host = words.split_once(" at ").and_then(|(_, rest)| rest.split(' ').next()).unwrap_or("its machine").to_owned();
+    let advice = Advice::new(format!(
+        "start Slurm's controller on {host} (`systemctl start slurmctld`), and munge on both machines; `scontrol ping` on this node says whether it answers"
+    ));
+    Finding::failed(Check::Slurm, place, format!("{version}: {words}"), advice)
 }
 
 fn user(place: &str, name: &str, wanted: &Wanted, answers: &Answers) -> (Finding, Option<User>) {
