@@ -4,7 +4,7 @@ use super::report::{Advice, Check, Finding, HERE};
 use crate::app;
 use crate::command;
 use crate::config::file::{self, ConfigFile, Settings};
-use crate::config::{self, Config, StoreConfig, Transport};
+use crate::config::{self, Config, StoreConfig, Transport, unedited};
 use crate::descriptors;
 use crate::error::Result;
 use crate::http::self_signed::certificate_file;
@@ -21,7 +21,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 /// The processors that keyhole-clients are made for.
 const ARCHITECTURES: [&str; 2] = ["x86_64", "aarch64"];
-/// Words that stand in examples and in what is installed.
+/// Words that stand in examples.
 const PLACEHOLDERS: [&str; 6] = ["a long random word", "change-me", "changeme", "change me", "CHANGE-ME", "password"];
 /// A password that is shorter can be guessed.
 const SHORT: usize = 12;
@@ -62,8 +62,9 @@ pub(super) fn read(named: Option<&Path>) -> Read {
     };
     let settings_path = path.with_file_name("settings.json");
     let (settings, secrets) = settings(&settings_path);
-    let loaded: Result<Config> =
-        file::read::<ConfigFile>(&path).and_then(|file| config::check(file, config::with_credentials(settings)?, &path));
+    // Secrets have a line of their own.
+    let loaded: Result<Config> = unedited::check(&path, &Settings::default())
+        .and_then(|()| config::check(file::read::<ConfigFile>(&path)?, config::with_credentials(settings)?, &path));
     match loaded {
         Err(error) => {
             let advice =
@@ -153,7 +154,7 @@ fn password(config: &Config, settings: &Path) -> Finding {
         return failed(Check::Password, "there is no api-password", if empty { advice.run(command) } else { advice });
     };
     let secret = secret.expose();
-    if PLACEHOLDERS.iter().any(|known| known.eq_ignore_ascii_case(secret)) {
+    if secret.starts_with(unedited::MARK) || PLACEHOLDERS.iter().any(|known| known.eq_ignore_ascii_case(secret)) {
         return failed(Check::Password, "the api-password is that of the example, which everybody knows", write());
     }
     if secret.chars().count() < SHORT {

@@ -71,6 +71,11 @@ fn each_fault_of_this_machine_makes_its_own_line_bad_and_following_the_advice_me
             "chmod o-w",
         ),
         ("password Failed", |p| p.write("settings.json", r#"{"api-password": "a long random word"}"#, 0o600), "sed -i"),
+        (
+            "password Failed",
+            |p| p.write("settings.json", include_str!("../../../packaging/config/settings.json"), 0o600),
+            "sed -i",
+        ),
         ("password Warning", |p| p.write("settings.json", "{\n \"api-password\":\"short\" }", 0o600), "sed -i"),
         ("password Failed", |p| p.write("settings.json", "{}", 0o600), "umask 077"),
         ("state-folder Failed", |p| fs::set_permissions(p.path("state"), Permissions::from_mode(0o777)).unwrap(), "chmod 0700"),
@@ -95,6 +100,7 @@ fn faults_that_no_command_mends_are_named() {
     type Break = fn(&Place);
     let cases: &[(&str, Break, &str)] = &[
         ("configuration", |p| p.write("config.json", "{\"x\": 1}", 0o640), "unknown field"),
+        ("configuration", |p| p.write("config.json", include_str!("../../../packaging/config/config.json"), 0o640), "EDIT-ME"),
         ("secrets", |p| p.write("settings.json", "{", 0o600), "settings.json"),
         ("certificate", |p| p.certificate(2020), "has expired at 2020-01-01T00:00:00Z"),
         ("certificate", |p| p.write("key.pem", "x", 0o600), "key.pem"),
