@@ -93,9 +93,10 @@ fn submit_advice(error: &Error) -> Advice {
 }
 
 fn variables(config: &Config) -> Map<String, Value> {
-    // Colons have no place in a variable.
+    // Colons have no place in a variable. Which port 0 became, the service alone knows.
     let word = |server: &SocketAddr| format!("{}/{}", server.ip().to_string().replace(':', "-"), server.port());
-    let servers = config.keyhole.servers.iter().map(word).collect::<Vec<_>>().join("_");
+    let known: Vec<String> = config.keyhole.servers.iter().filter(|server| server.port() != 0).map(word).collect();
+    let servers = if known.is_empty() { "none".to_owned() } else { known.join("_") };
     [("keyhole_servers".to_owned(), json!(servers))].into_iter().collect()
 }
 

@@ -14,6 +14,7 @@ mod cluster;
 mod commands;
 mod descriptors;
 mod disk;
+mod doctor;
 mod inputs;
 mod malformed;
 mod metrics;
