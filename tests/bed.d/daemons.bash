@@ -10,11 +10,19 @@ command_of() {
         --key-file="$m/munge/munge.key" --pid-file="$m/munge/munged.pid" --seed-file="$m/munge/seed" \
         --log-file="$m/munge/munged.log" --socket="$m/munge/run/munge.socket.2" --num-threads=2
       ;;
+    mariadbd)
+      # What it holds may be lost with the machine.
+      echo /usr/sbin/mariadbd --no-defaults --user=root --datadir="$m/mariadb" --socket=/run/mysqld/mysqld.sock \
+        --skip-networking --innodb-flush-log-at-trx-commit=0 --innodb-log-file-size=16M
+      ;;
+    slurmdbd) echo setpriv --reuid slurm --regid slurm --clear-groups /usr/sbin/slurmdbd -D ;;
     slurmctld) echo setpriv --reuid slurm --regid slurm --clear-groups /usr/sbin/slurmctld -D ;;
     slurmd) echo /usr/sbin/slurmd -D ;;
     sshd) echo /usr/sbin/sshd -D -e -f "$m/ssh/sshd_config_$host" ;;
     etcd)
-      echo /usr/bin/etcd --name bed --data-dir "$m/etcd/data" \
+      local place="/usr/bin/etcd --name bed --data-dir $m/etcd/data"
+      [[ -z $BED_ROOT_ETCD ]] || place="chroot $m/run/etcd-root /usr/bin/etcd --name bed --data-dir /srv/data"
+      echo "$place" \
         --listen-client-urls "http://127.0.0.1:2379,http://$BED_INSIDE.7:2379" \
         --advertise-client-urls "http://$BED_INSIDE.7:2379" \
         --listen-peer-urls http://127.0.0.1:2380 --initial-advertise-peer-urls http://127.0.0.1:2380 \
@@ -69,6 +77,32 @@ stop_daemon() {
 start_daemons() {
   local daemon
   for daemon in $(daemons_of "$1"); do
+    [[ $daemon != mariadbd ]] || make_database "$1"
     start_daemon "$1" "$daemon"
+    # Each of these needs the one before from its first moment on.
+    case $daemon in
+      mariadbd) wait_for 60 add_database_user "$1" || blame MariaDB mariadbd-ctl.out ;;
+      slurmdbd) wait_for 60 add_cluster || blame slurmdbd slurmdbd-ctl.log ;;
+    esac
   done
+}
+
+make_database() {
+  # Newer clients look for the socket in the second place.
+  enter "$1" bash -c 'mkdir -p /run/mysqld && ln -sfn mysqld /run/mariadbd'
+  [[ -e $BED_DIR/mariadb/mysql ]] || enter "$1" mariadb-install-db --no-defaults --user=root \
+    --datadir="$BED_MOUNT/mariadb" --skip-test-db >>"$BED_DIR/log/mariadbd-ctl.out" 2>&1
+}
+
+# The user of that name on this host, without a password.
+add_database_user() {
+  enter "$1" mariadb --no-defaults --socket=/run/mysqld/mysqld.sock --execute \
+    'CREATE USER IF NOT EXISTS slurm@localhost IDENTIFIED VIA unix_socket; GRANT ALL ON slurm_acct_db.* TO slurm@localhost' \
+    >>"$BED_DIR/log/mariadbd-ctl.out" 2>&1
+}
+
+# Accounts are kept for clusters that slurmdbd has heard of.
+add_cluster() {
+  enter ctl timeout 10 sacctmgr --immediate add cluster "$BED_PREFIX" >>"$BED_DIR/log/slurmdbd-ctl.out" 2>&1 ||
+    enter ctl timeout 10 sacctmgr --noheader --parsable2 list cluster format=cluster 2>/dev/null | grep -qx "$BED_PREFIX"
 }

@@ -13,7 +13,7 @@ write_files() {
   done
   chmod 755 "$BED_DIR" "$BED_DIR"/{run,log,home,service,slurm,tmp}
   chmod 700 "$BED_DIR"/{ssh,etcd}
-  write_etc
+  write_etcs
   write_users
   write_sudoers
   write_ssh
@@ -21,16 +21,45 @@ write_files() {
   write_munge
 }
 
-# A copy, not single files mounted over the machine's: a mounted file vanishes when a package
+# Copies, not single files mounted over the machine's: a mounted file vanishes when a package
 # on the machine replaces the one beneath.
+write_etcs() {
+  local host etc
+  write_etc /etc "$BED_DIR/etc"
+  for host in ctl cmd0 gw0 c0; do
+    etc=$BED_DIR/$(etc_of "$host")
+    if [[ ! -e $etc ]]; then
+      write_etc "$(lowest_root "$(root_of "$host")")/etc" "$etc"
+      use_our_daemons_numbers "$etc"
+    fi
+  done
+}
+
 write_etc() {
-  cp -a /etc "$BED_DIR/etc"
-  rm -rf "$BED_DIR/etc/sudoers.d" "$BED_DIR/etc/resolv.conf" "$BED_DIR/etc/slurm"
-  mkdir -p "$BED_DIR/etc/sudoers.d" "$BED_DIR/etc/slurm"
+  local from=$1 etc=$2
+  cp -a "$from" "$etc"
+  rm -rf "$etc/sudoers.d" "$etc/resolv.conf" "$etc/slurm"
+  mkdir -p "$etc/sudoers.d" "$etc/slurm"
   # No name is ever looked up outside the bed.
-  sed -i 's/^hosts:.*/hosts: files/' "$BED_DIR/etc/nsswitch.conf"
-  echo 'nameserver 127.0.0.1' >"$BED_DIR/etc/resolv.conf"
-  write_hosts >"$BED_DIR/etc/hosts"
+  sed -i 's/^hosts:.*/hosts: files/' "$etc/nsswitch.conf"
+  echo 'nameserver 127.0.0.1' >"$etc/resolv.conf"
+  write_hosts >"$etc/hosts"
+}
+
+# Of LAYER:FOLDER the folder, which has everything.
+lowest_root() {
+  echo "${1##*:}"
+}
+
+# Files of the bed belong to these two, and Slurm's daemons compare their numbers.
+use_our_daemons_numbers() {
+  local user file
+  for user in slurm munge; do
+    for file in passwd group; do
+      sed -i "/^$user:/d" "$1/$file"
+      grep "^$user:" "/etc/$file" >>"$1/$file"
+    done
+  done
 }
 
 write_hosts() {
@@ -59,12 +88,15 @@ write_users() {
 }
 
 add_user() {
-  local user=$1 uid=$2 home=$3 etc=$BED_DIR/etc
-  sed -i "/^$user:/d" "$etc/passwd" "$etc/group" "$etc/shadow"
-  echo "$user:x:$uid:$uid:$user of the bed:$BED_MOUNT/$home:/bin/bash" >>"$etc/passwd"
-  echo "$user:x:$uid:" >>"$etc/group"
-  # No password is right, and the account is not locked: sshd lets the key in.
-  echo "$user:*:19000:0:99999:7:::" >>"$etc/shadow"
+  local user=$1 uid=$2 home=$3 etc
+  for etc in "$BED_DIR"/etc "$BED_DIR"/etc-*; do
+    [[ -d $etc ]] || continue
+    sed -i "/^$user:/d" "$etc/passwd" "$etc/group" "$etc/shadow"
+    echo "$user:x:$uid:$uid:$user of the bed:$BED_MOUNT/$home:/bin/bash" >>"$etc/passwd"
+    echo "$user:x:$uid:" >>"$etc/group"
+    # No password is right, and the account is not locked: sshd lets the key in.
+    echo "$user:*:19000:0:99999:7:::" >>"$etc/shadow"
+  done
   mkdir -p "$BED_DIR/$home"
   chown "$uid:$uid" "$BED_DIR/$home"
   chmod 700 "$BED_DIR/$home"
@@ -123,6 +155,9 @@ write_slurm() {
   local etc=$BED_DIR/etc/slurm log
   slurm_conf >"$etc/slurm.conf"
   cgroup_conf >"$etc/cgroup.conf"
+  if [[ -n $BED_ACCOUNTING ]]; then
+    write_accounting
+  fi
   log=$BED_DIR/log/slurmctld-ctl.log
   touch "$log"
   chown slurm: "$log" "$BED_DIR/slurm/state"
@@ -159,10 +194,48 @@ slurm_conf() {
 	NodeName=c[0-$((BED_NODES - 1))] CPUs=64 RealMemory=1000 State=UNKNOWN
 	PartitionName=all Nodes=ALL Default=YES MaxTime=INFINITE State=UP
 	END
+  if [[ -n $BED_ACCOUNTING ]]; then
+    printf '%s\n' AccountingStorageType=accounting_storage/slurmdbd AccountingStorageHost=ctl
+  fi
+}
+
+# slurmdbd reads the file of its configuration only if it is slurm's own.
+write_accounting() {
+  local conf=$BED_DIR/etc/slurm/slurmdbd.conf
+  cat >"$conf" <<-END
+	AuthType=auth/munge
+	DbdHost=ctl
+	SlurmUser=slurm
+	LogFile=$BED_MOUNT/log/slurmdbd-ctl.log
+	PidFile=/run/slurmdbd.pid
+	StorageType=accounting_storage/mysql
+	StorageHost=localhost
+	StorageUser=slurm
+	StorageLoc=slurm_acct_db
+	END
+  chown slurm: "$conf"
+  chmod 600 "$conf"
+  touch "$BED_DIR/log/slurmdbd-ctl.log"
+  chown slurm: "$BED_DIR/log/slurmdbd-ctl.log"
+  mkdir -p "$BED_DIR/mariadb"
+}
+
+# The version of the control host's Slurm: 24, say.
+slurm_version() {
+  local words
+  if [[ -n $BED_ROOT_CONTROL ]]; then
+    words=$(chroot "$(lowest_root "$BED_ROOT_CONTROL")" slurmctld -V)
+  else
+    words=$(slurmctld -V)
+  fi
+  words=${words##* }
+  echo "${words%%.*}"
 }
 
 cgroup_conf() {
-  if [[ -e /sys/fs/cgroup/cgroup.controllers ]]; then
+  if (($(slurm_version) >= 24)); then
+    echo CgroupPlugin=disabled
+  elif [[ -e /sys/fs/cgroup/cgroup.controllers ]]; then
     printf 'CgroupPlugin=cgroup/v2\nIgnoreSystemd=yes\n'
   else
     printf 'CgroupPlugin=cgroup/v1\nCgroupAutomount=no\n'

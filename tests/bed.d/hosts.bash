@@ -40,6 +40,25 @@ role_of() {
   esac
 }
 
+# The folder of the system that a host sees; nothing for the machine's own.
+root_of() {
+  case $(role_of "$1") in
+    control) echo "$BED_ROOT_CONTROL" ;;
+    command) echo "$BED_ROOT_COMMAND" ;;
+    gateway) echo "$BED_ROOT_GATEWAY" ;;
+    compute) echo "$BED_ROOT_COMPUTE" ;;
+  esac
+}
+
+# The folder in BED_DIR that is a host's /etc.
+etc_of() {
+  if [[ -n $(root_of "$1") ]]; then
+    echo "etc-$(role_of "$1")"
+  else
+    echo etc
+  fi
+}
+
 # The same last octet on every net a host is on.
 octet_of() {
   case $1 in
@@ -68,7 +87,7 @@ links_of() {
 
 daemons_of() {
   case $(role_of "$1") in
-    control) echo munged slurmctld ;;
+    control) echo munged ${BED_ACCOUNTING:+mariadbd slurmdbd} slurmctld ;;
     command | gateway) echo sshd ;;
     compute) echo slurmd ;;
     runner) [[ $1 != runner ]] || echo etcd ;;

@@ -87,7 +87,7 @@ start_init() {
   rm -f "$BED_DIR/run/$host.pid"
   env -i PATH="$PATH" setsid unshare "${spaces[@]}" \
     bash "$parts/init" "$marker" "$host" "$BED_DIR" "$BED_MOUNT" "$sudoers" "$processes" \
-    </dev/null >>"$BED_DIR/log/init-$host.out" 2>&1 &
+    "$(etc_of "$host")" "$(root_of "$host")" "$BED_ROOT_ETCD" </dev/null >>"$BED_DIR/log/init-$host.out" 2>&1 &
   if ! wait_for 10 init_of "$host" >/dev/null; then
     complain "host $host did not start: $(tail -n 3 "$BED_DIR/log/init-$host.out")"
     return 1

@@ -207,7 +207,27 @@ pub struct Seen {
     pub details: serde_json::Map<String, serde_json::Value>,
 }
 
+/// How a job ended that the scheduler no longer lists, as its accounts tell.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Ended {
+    /// The scheduler's id.
+    pub scheduler_job_id: String,
+    /// The job's name.
+    pub name: String,
+    /// The owner's login name.
+    pub user: String,
+    /// How it ended.
+    pub outcome: Outcome,
+    /// The exit code.
+    pub exit_code: Option<i32>,
+}
+
 impl Job {
+    /// Whether an entry in the scheduler's accounts is about this job: ids begin anew when a scheduler is set up anew.
+    pub fn is_accounted(&self, ended: &Ended) -> bool {
+        self.name == ended.name && self.user == ended.user && self.scheduler_job_id.as_ref() == Some(&ended.scheduler_job_id)
+    }
+
     /// Whether the scheduler's job `seen` is this one: the name alone could be somebody else's.
     pub fn is(&self, seen: &Seen) -> bool {
         self.name == seen.name
@@ -229,7 +249,10 @@ impl Job {
             Phase::Waiting => self.wait(seen),
             Phase::Running => self.run(now),
             Phase::Completing => self.complete(),
-            Phase::Ended(outcome) => self.finish(*outcome, seen.exit_code, &self.end_message(*outcome, seen), now),
+            Phase::Ended(outcome) => {
+                let message = self.end_message(*outcome, seen.exit_code, seen.reason.as_deref());
+                self.finish(*outcome, seen.exit_code, &message, now);
+            }
             Phase::Unclear(_) => {}
         }
     }
@@ -275,8 +298,9 @@ impl Job {
         self.message = format!("ending; its log is {}", self.log);
     }
 
-    fn end_message(&self, outcome: Outcome, seen: &Seen) -> String {
-        let how = match (outcome, seen.exit_code) {
+    /// The sentence for people about an end that the scheduler tells of, with its own reason for it.
+    pub fn end_message(&self, outcome: Outcome, exit_code: Option<i32>, reason: Option<&str>) -> String {
+        let how = match (outcome, exit_code) {
             (Outcome::Completed, _) => "completed".to_owned(),
             (Outcome::Failed, Some(code)) => format!("failed: the batch script ended with exit code {code}"),
             (Outcome::Cancelled, _) => "cancelled".to_owned(),
@@ -284,8 +308,7 @@ impl Job {
             (Outcome::OutOfMemory, _) => "ended by the scheduler: it exceeded its memory".to_owned(),
             (other, _) => format!("ended: {}", other.word()),
         };
-        let reason =
-            seen.reason.as_deref().filter(|_| outcome != Outcome::Completed).map(|r| format!(" ({r})")).unwrap_or_default();
+        let reason = reason.filter(|_| outcome != Outcome::Completed).map(|r| format!(" ({r})")).unwrap_or_default();
         format!("{how}{reason}; its log is {}", self.log)
     }
 

@@ -3,7 +3,8 @@
 pub mod local;
 pub mod slurm;
 
-use crate::domain::{job::Seen, user::User};
+use crate::domain::job::{Ended, Seen};
+use crate::domain::user::User;
 use crate::error::Result;
 
 /// One batch job to be submitted.
@@ -35,6 +36,12 @@ pub trait Scheduler: Send + Sync {
     /// What the scheduler shows of the jobs with these names: one question, however many they are. A job that is not in the
     /// answer is not known to the scheduler (any more). An error says nothing about any job.
     fn list(&self, names: &[String]) -> Result<Vec<Seen>>;
+
+    /// How jobs ended that [`Scheduler::list`] no longer shows, from the scheduler's accounts; nothing at all where it keeps none.
+    /// Who is missing in the answer may appear there later.
+    fn accounts(&self, _scheduler_job_ids: &[String]) -> Result<Option<Vec<Ended>>> {
+        Ok(None)
+    }
 
     /// The account behind a name or a number that [`crate::domain::user::check_user_name`] has passed, if there is one.
     fn user(&self, name: &str) -> Result<Option<User>>;

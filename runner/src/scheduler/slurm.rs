@@ -5,9 +5,11 @@
 //! clever name. Only fields that a job's owner cannot fill with free text are asked for, for the same reason: a folder's name may hold
 //! newlines, and anybody may call a job like ours.
 
+mod accounts;
+
 use super::{Scheduler, Submission};
 use crate::command::Output;
-use crate::domain::job::{Outcome, Phase, Seen};
+use crate::domain::job::{Ended, Outcome, Phase, Seen};
 use crate::domain::shell;
 use crate::domain::user::{User, parse_passwd};
 use crate::error::{Error, ErrorKind, Result};
@@ -149,6 +151,10 @@ impl Scheduler for Slurm {
             return Ok(Vec::new());
         }
         self.on_first("exec sh", squeue_script(names).as_bytes(), LOOK_LIMIT, judge_squeue)
+    }
+
+    fn accounts(&self, scheduler_job_ids: &[String]) -> Result<Option<Vec<Ended>>> {
+        self.on_first("exec sh", accounts::script(scheduler_job_ids).as_bytes(), LOOK_LIMIT, accounts::judge)
     }
 
     fn names(&self, prefix: &str) -> Result<Vec<String>> {
@@ -311,7 +317,7 @@ fn parse_line(line: &str) -> Option<Seen> {
         run: run.parse().ok()?,
         // Empty or "(null)" while it waits; and a list that nobody can read is no reason to know nothing of all other jobs.
         nodes: nodelist::expand(nodes).unwrap_or_default(),
-        exit_code: exit_code(exit.parse().ok()?),
+        exit_code: Some(exit_code(exit)?),
         reason: Some(reason).filter(|reason| !["", "None", "(null)"].contains(reason)).map(str::to_owned),
         details: details(state, nodes, reason, rest),
     })
@@ -323,9 +329,14 @@ fn details(state: &str, nodes: &str, reason: &str, rest: &[&str]) -> Map<String,
     known.into_iter().chain(rest).map(|(name, value)| (name.to_owned(), value.into())).collect()
 }
 
-/// Slurm tells the wait status of the batch script: the code in the high byte, else the signal, which shells write as 128 + n.
-fn exit_code(status: i32) -> Option<i32> {
-    Some(if status & 0x7f == 0 { status >> 8 } else { 128 + (status & 0x7f) })
+/// How the batch script ended: `CODE:SIGNAL`, and from `squeue` before 24.11 a wait status, with the code in its high byte. Shells write
+/// a signal as 128 + n.
+fn exit_code(words: &str) -> Option<i32> {
+    let (code, signal) = match words.split_once(':') {
+        Some((code, signal)) => (code.parse().ok()?, signal.parse().ok()?),
+        None => words.parse().map(|status: i32| (status >> 8, status & 0x7f)).ok()?,
+    };
+    if signal == 0 { Some(code) } else { i32::checked_add(signal, 128) }
 }
 
 /// Slurm's states as of `squeue`'s manual (JOB STATE CODES).

@@ -21,6 +21,42 @@ fn a_line_of_squeue_is_read() {
     assert_eq!(seen.reason, None);
 }
 
+/// As squeue of Slurm 26.05 printed them; 24.11 does the same.
+const NEWER: [(&str, Phase, Option<i32>); 4] = [
+    (
+        "4|bwvisu-4-dd|alice|CANCELLED|0|0:15|c0|None|(null)|all|(null)|UNLIMITED|2026-11-22T08:41:37|2026-11-22T08:41:37|\
+         2026-11-22T08:41:41|1|1|1|0|cpu=1,node=1,billing=1|c0|20101|alice|(null)|",
+        Phase::Ended(Outcome::Cancelled),
+        Some(143),
+    ),
+    (
+        "5|bwvisu-5-ee|alice|CANCELLED|0|0:0||JobHeldUser|(null)|all|(null)|UNLIMITED|2026-11-22T08:41:37|2026-11-22T08:41:41|\
+         2026-11-22T08:41:41|1|1|4294967294|0|cpu=1,mem=1000M,node=1,billing=1|n/a|20101|alice|(null)|",
+        Phase::Ended(Outcome::Cancelled),
+        Some(0),
+    ),
+    (
+        "2|bwvisu-2-bb|alice|FAILED|0|3:0|c0|NonZeroExitCode|(null)|all|(null)|UNLIMITED|2026-11-22T08:41:37|2026-11-22T08:41:37|\
+         2026-11-22T08:41:38|1|1|1|0|cpu=1,node=1,billing=1|c0|20101|alice|(null)|",
+        Phase::Ended(Outcome::Failed),
+        Some(3),
+    ),
+    (
+        "6|bwvisu-7-gg|alice|RUNNING|0|0:0|c[0-1]|None|(null)|all|(null)|UNLIMITED|2026-11-22T08:41:37|2026-11-22T08:41:37|NONE|\
+         2|2|2|0|cpu=2,node=2,billing=2|c0|20101|alice|(null)|",
+        Phase::Running,
+        Some(0),
+    ),
+];
+
+#[test]
+fn lines_of_newer_squeues_are_read() {
+    for (line, phase, exit_code) in NEWER {
+        let seen = parse_line(line).unwrap_or_else(|| panic!("{line}"));
+        assert_eq!((seen.phase, seen.exit_code), (phase, exit_code), "{line}");
+    }
+}
+
 #[test]
 fn an_answer_counts_only_when_it_is_complete_and_every_line_can_be_read() {
     let cases = [
@@ -65,7 +101,9 @@ fn every_state_of_slurms_manual_has_its_phase() {
 
 #[test]
 fn exit_codes_and_signals_are_told_as_shells_do() {
-    assert_eq!((exit_code(0), exit_code(768), exit_code(9)), (Some(0), Some(3), Some(137)));
+    let cases = [("0", 0), ("768", 3), ("9", 137), ("0:0", 0), ("3:0", 3), ("0:9", 137)];
+    cases.iter().for_each(|(words, code)| assert_eq!(exit_code(words), Some(*code), "{words}"));
+    ["", ":", "x", "0:", "1:x", "0:2147483647"].iter().for_each(|words| assert_eq!(exit_code(words), None, "{words:?}"));
 }
 
 #[test]

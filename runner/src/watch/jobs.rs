@@ -4,7 +4,7 @@
 //! good looks in a row.
 
 use crate::cluster::Cluster;
-use crate::domain::job::{Job, Outcome, Phase, Seen, State};
+use crate::domain::job::{Ended, Job, Outcome, Phase, Seen, State};
 use crate::error::Result;
 use crate::jobs::lingers;
 use crate::logging::id;
@@ -20,6 +20,8 @@ use std::time::{Duration, Instant};
 const SUBMISSION_LIMIT: Duration = Duration::from_secs(120);
 /// A scheduler that was too busy to answer may still come out with a job that we have given up; so long its name is asked for.
 const LATE_LIMIT: Duration = Duration::from_secs(900);
+/// A job that vanished may not have reached the scheduler's accounts yet, or these may be away: so long its end is asked for.
+const ACCOUNTS_LIMIT: Duration = Duration::from_secs(120);
 /// Of the time between two good looks, so much counts.
 const LONGEST_GAP: Duration = Duration::from_secs(30);
 /// How often old finished jobs are removed.
@@ -42,6 +44,8 @@ pub struct JobsWatch {
     cluster: Arc<Cluster>,
     keep_finished: Duration,
     misses: HashMap<u64, u32>,
+    /// Since when jobs are gone from the scheduler's list whose end its accounts do not tell yet.
+    vanished: HashMap<u64, Instant>,
     /// For how long we have looked for jobs without a scheduler's id, good looks alone.
     without_id: HashMap<u64, Duration>,
     last_good_look: Option<Instant>,
@@ -69,6 +73,7 @@ impl JobsWatch {
             cluster,
             keep_finished,
             misses: HashMap::new(),
+            vanished: HashMap::new(),
             without_id: HashMap::new(),
             last_good_look: None,
             last_sweep: None,
@@ -91,18 +96,25 @@ impl JobsWatch {
         let names: Vec<String> = names.collect();
         let seen = self.cluster.scheduler.list(&names)?;
         self.misses.retain(|id, _| jobs.iter().any(|job| job.id == *id));
+        self.vanished.retain(|id, _| jobs.iter().any(|job| job.id == *id));
         self.without_id.retain(|id, _| jobs.iter().any(|job| job.id == *id && job.scheduler_job_id.is_none()));
         let since_last =
             self.last_good_look.replace(Instant::now()).map_or(Duration::ZERO, |last| last.elapsed().min(LONGEST_GAP));
         let by_name = by_name(seen);
+        let mut gone = Vec::new();
         for job in &jobs {
             let found = by_name.get(job.name.as_str()).and_then(|seen| seen.iter().find(|seen| job.is(seen)));
             let waited = self.waited(job, since_last);
             let step = plan(job, found, self.misses.get(&job.id).copied().unwrap_or(0), waited);
+            if step == Step::Gone && job.scheduler_job_id.is_some() {
+                gone.push(job);
+                continue;
+            }
             if let Err(error) = self.perform(job, step) {
                 log::warn!("job {}: {error}", job.id);
             }
         }
+        self.end_vanished(&gone);
         for late in &given_up {
             if let Err(error) = self.look_for_late(late, &by_name) {
                 log::warn!("job {}: {error}", late.job);
@@ -140,13 +152,14 @@ impl JobsWatch {
         match step {
             Step::Observe(seen) => {
                 self.misses.remove(&job.id);
+                self.vanished.remove(&job.id);
                 self.observe(job, &seen)
             }
             Step::Missed => {
                 *self.misses.entry(job.id).or_default() += 1;
                 Ok(())
             }
-            Step::Gone => self.end(job),
+            Step::Gone => self.end(job, ending(job)),
             Step::Patience => Ok(()),
         }
     }
@@ -177,14 +190,33 @@ impl JobsWatch {
         Ok(())
     }
 
-    fn end(&mut self, job: &Job) -> Result<()> {
+    /// One question about all jobs that are gone. Who is in no accounts is waited for a while, where there are any.
+    fn end_vanished(&mut self, gone: &[&Job]) {
+        let ids: Vec<String> = gone.iter().filter_map(|job| job.scheduler_job_id.clone()).collect();
+        if ids.is_empty() {
+            return;
+        }
+        let accounts = self.cluster.scheduler.accounts(&ids);
+        if let Err(error) = &accounts {
+            log::warn!("how {} jobs ended that the scheduler no longer lists: {error}", gone.len());
+        }
+        for job in gone {
+            let since = *self.vanished.entry(job.id).or_insert_with(Instant::now);
+            let ended = accounted(job, &accounts, since.elapsed());
+            if let Some(Err(error)) = ended.map(|ended| self.end(job, ended)) {
+                log::warn!("job {}: {error}", job.id);
+            }
+        }
+    }
+
+    fn end(&mut self, job: &Job, (outcome, exit_code, message): Ending) -> Result<()> {
         self.misses.remove(&job.id);
-        let (outcome, message) = ending(job);
+        self.vanished.remove(&job.id);
         let after = self.store.update_job(&job.cluster, job.id, "finish", |now| {
             // Somebody learned more about it after we had read it.
             if unchanged(now, job) {
                 now.given_up = now.scheduler_job_id.is_none();
-                now.finish(outcome, None, &message, Timestamp::now());
+                now.finish(outcome, exit_code, &message, Timestamp::now());
             }
         })?;
         if after.is_some_and(|job| job.state == State::Finished) {
@@ -246,8 +278,12 @@ fn plan(job: &Job, found: Option<&Seen>, misses: u32, waited: Duration) -> Step 
     }
 }
 
-fn ending(job: &Job) -> (Outcome, String) {
-    match (&job.scheduler_job_id, job.cancel_requested) {
+/// Outcome, exit code, and the sentence for people.
+type Ending = (Outcome, Option<i32>, String);
+
+/// How a job ended whose end nobody can tell.
+fn ending(job: &Job) -> Ending {
+    let (outcome, message) = match (&job.scheduler_job_id, job.cancel_requested) {
         (None, true) => (Outcome::Cancelled, "cancelled before the scheduler had it".into()),
         (None, false) => (Outcome::Failed, "the submission was cut off before the scheduler took it; submit it again".into()),
         (Some(_), true) => (Outcome::Cancelled, format!("cancelled; its log is {}", job.log)),
@@ -255,6 +291,21 @@ fn ending(job: &Job) -> (Outcome, String) {
             Outcome::Unknown,
             format!("it ended while nobody looked, and the scheduler no longer knows how; its log is {}", job.log),
         ),
+    };
+    (outcome, None, message)
+}
+
+/// How a job ended that has been gone for `since`, by what the accounts say; nothing while they may yet say more.
+fn accounted(job: &Job, accounts: &Result<Option<Vec<Ended>>>, since: Duration) -> Option<Ending> {
+    let entries = match accounts {
+        Ok(Some(entries)) => entries.as_slice(),
+        // There are none.
+        Ok(None) => return Some(ending(job)),
+        Err(_) => &[],
+    };
+    match entries.iter().find(|ended| job.is_accounted(ended)) {
+        Some(Ended { outcome, exit_code, .. }) => Some((*outcome, *exit_code, job.end_message(*outcome, *exit_code, None))),
+        None => (since >= ACCOUNTS_LIMIT).then(|| ending(job)),
     }
 }
 
@@ -304,6 +355,34 @@ mod tests {
             details: serde_json::Map::new(),
         };
         assert_eq!(step(&job(Some("7")), Some(&seen), 1, 0), Step::Observe(seen));
+    }
+
+    #[test]
+    fn the_accounts_say_how_a_vanished_job_ended_and_are_waited_for_where_there_are_any() {
+        let job = Job { state: State::Running, name: "bwvisu-1-x".into(), user: "alice".into(), ..job(Some("7")) };
+        let entry = |name: &str, outcome| Ended {
+            scheduler_job_id: "7".into(),
+            name: name.into(),
+            user: "alice".into(),
+            outcome,
+            exit_code: Some(3),
+        };
+        let failed = || Ok(Some(vec![entry("bwvisu-1-x", Outcome::Failed)]));
+        let anothers = || Ok(Some(vec![entry("bwvisu-1-y", Outcome::Failed)]));
+        let cases: [(&str, Result<Option<Vec<Ended>>>, u64, Option<Outcome>); 6] = [
+            ("an entry", failed(), 0, Some(Outcome::Failed)),
+            ("no accounts", Ok(None), 0, Some(Outcome::Unknown)),
+            ("no entry yet", Ok(Some(Vec::new())), 119, None),
+            ("no entry at all", Ok(Some(Vec::new())), 120, Some(Outcome::Unknown)),
+            ("another job's entry", anothers(), 0, None),
+            ("accounts that are away", Err(crate::error::Error::bad_gateway("away")), 119, None),
+        ];
+        for (what, accounts, since, expected) in cases {
+            let ending = accounted(&job, &accounts, Duration::from_secs(since));
+            assert_eq!(ending.map(|(outcome, ..)| outcome), expected, "{what}");
+        }
+        let (_, code, message) = accounted(&job, &failed(), Duration::ZERO).unwrap();
+        assert!(code == Some(3) && message.contains("exit code 3"), "{message}");
     }
 
     #[test]
