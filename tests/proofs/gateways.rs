@@ -244,7 +244,7 @@ fn an_admin_drains_a_gateway_by_command_and_opens_it_again_by_request() {
 }
 
 /// Puts a running job back into the queue, and waits until everybody knows.
-fn requeue(bed: &Bed, runner: &Runner, id: &str) -> String {
+pub fn requeue(bed: &Bed, runner: &Runner, id: &str) -> String {
     let slurm = runner.api.job(id)["scheduler-job-id"].as_str().unwrap().to_owned();
     // Slurm calls a job failed, rather than requeued, whose script it was just about to start.
     thread::sleep(Duration::from_secs(1));
@@ -254,7 +254,7 @@ fn requeue(bed: &Bed, runner: &Runner, id: &str) -> String {
 }
 
 /// Starts a requeued job's next run; Slurm itself would wait for two minutes.
-fn start_next_run(bed: &Bed, runner: &Runner, id: &str, slurm: &str) -> Value {
+pub fn start_next_run(bed: &Bed, runner: &Runner, id: &str, slurm: &str) -> Value {
     // Its node needs some seconds to clean up after the first run.
     thread::sleep(Duration::from_secs(7));
     let look = || {

@@ -12,6 +12,7 @@ mod http;
 mod input;
 mod kills;
 mod main_path;
+mod matrix;
 mod nodes;
 mod outages;
 mod secrets;
