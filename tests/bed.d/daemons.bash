@@ -17,7 +17,7 @@ command_of() {
       ;;
     slurmdbd) echo setpriv --reuid slurm --regid slurm --clear-groups /usr/sbin/slurmdbd -D ;;
     slurmctld) echo setpriv --reuid slurm --regid slurm --clear-groups /usr/sbin/slurmctld -D ;;
-    slurmd) echo /usr/sbin/slurmd -D ;;
+    slurmd) echo ${BED_PROCESSOR:+"$parts/foreign" "$BED_PROCESSOR"} /usr/sbin/slurmd -D ;;
     sshd) echo /usr/sbin/sshd -D -e -f "$m/ssh/sshd_config_$host" ;;
     etcd)
       local place="/usr/bin/etcd --name bed --data-dir $m/etcd/data"

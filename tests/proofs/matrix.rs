@@ -65,7 +65,8 @@ const FLAVOURS: [(&str, &str); 5] = [
 fn every_kind_of_nc_tells_open_closed_silent_and_unknown_apart_and_a_job_is_found_by_it() {
     let bed = Bed::take();
     let runner = Runner::start(&bed, &[SERVICE]);
-    let _open: Vec<TcpListener> = bed.at("c0", || [49000, 49002].map(|port| TcpListener::bind(("0.0.0.0", port)).unwrap()).into());
+    let _open: Vec<TcpListener> =
+        bed.at("c0", || [49000, 49002].map(|port| TcpListener::bind(("0.0.0.0", port)).unwrap()).into());
     let rule = "INPUT -p tcp --dport 49003 -j DROP";
     let _silent = Broken::by(&bed, "c0", &format!("iptables -A {rule}"), &format!("iptables -D {rule}"));
     for (name, program) in FLAVOURS {
@@ -185,14 +186,22 @@ fn how_jobs_ended_that_slurm_forgot_while_nobody_looked_stands_in_its_accounts()
     runner.kill();
     bed.sh_as("cmd0", "alice", "touch late-0 late-3");
     bed.sh_as("cmd0", "alice", &format!("scancel {}", jobs[2]["scheduler-job-id"].as_str().unwrap()));
-    until("Slurm to forget them", 150, || bed.sh("cmd0", "squeue --noheader --states=all --format=%j"), |list| !list.contains("bwvisu-"));
+    until(
+        "Slurm to forget them",
+        150,
+        || bed.sh("cmd0", "squeue --noheader --states=all --format=%j"),
+        |list| !list.contains("bwvisu-"),
+    );
     bed.sh_as("cmd0", "alice", "rm late-0 late-3");
     let away = bed.fault("stop-daemon", "ctl", Some("slurmdbd"));
     runner.start_again();
     let state = |id: &String| runner.api.job(id)["state"].clone();
-    throughout("accounts that are away are waited for", Duration::from_secs(6), || ids.each_ref().map(state), |states| {
-        states.iter().all(|state| state == "running")
-    });
+    throughout(
+        "accounts that are away are waited for",
+        Duration::from_secs(6),
+        || ids.each_ref().map(state),
+        |states| states.iter().all(|state| state == "running"),
+    );
     away.mend();
     assert_ends(&runner, &ids[0], "completed", &json!(0));
     assert_ends(&runner, &ids[1], "failed", &json!(3));
