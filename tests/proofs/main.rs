@@ -11,6 +11,8 @@ mod gateways;
 mod http;
 mod input;
 mod kills;
+mod kills_after;
+mod kills_before;
 mod main_path;
 mod matrix;
 mod nodes;
