@@ -3,7 +3,7 @@
 use crate::audit::{self, Report};
 use crate::cluster::Cluster;
 use crate::error::{Error, Result};
-use crate::store::Store;
+use crate::store::{Store, TrailAnswer};
 use jiff::Timestamp;
 use serde::Serialize;
 use std::sync::{Arc, Mutex, TryLockError};
@@ -103,6 +103,17 @@ impl Admin {
         closings.iter().try_for_each(|closing| self.store.release(closing))?;
         log::info!("gateway {address}: forgotten; {} forwardings are taken for removed", closings.len());
         Ok(closings.len())
+    }
+
+    /// Who had this external port of a gateway (by either of its addresses) at this time.
+    pub fn who(&self, gateway: &str, port: u16, at: Timestamp) -> Result<TrailAnswer> {
+        let mut all = TrailAnswer { traces: Vec::new(), known_since: None };
+        for cluster in &self.clusters {
+            let answer = self.store.who(&cluster.name, gateway, port, at)?;
+            all.traces.extend(answer.traces);
+            all.known_since = all.known_since.max(answer.known_since);
+        }
+        Ok(all)
     }
 
     /// Compares store, scheduler and gateways; with `mend` it first does what the watchers would.

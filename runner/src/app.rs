@@ -71,6 +71,7 @@ struct Setup {
     keyhole: Arc<Keyhole>,
     watch: config::Watch,
     keep_finished: Duration,
+    keep_trail: Duration,
 }
 
 impl Setup {
@@ -261,7 +262,7 @@ impl Runner {
                     let mut watch = JobsWatch::new(Arc::clone(&store), Arc::clone(setup.cluster(&name)?), setup.keep_finished);
                     let cycle = move || {
                         let setup = live.get();
-                        watch.follow(setup.cluster(&name)?, setup.keep_finished);
+                        watch.follow(setup.cluster(&name)?, setup.keep_finished, setup.keep_trail);
                         watch.cycle()
                     };
                     repeat(format!("jobs-watch-{}", cluster.name), move || times.get().watch.jobs, store, stop, cycle)
@@ -335,7 +336,7 @@ impl Runner {
 }
 
 fn setup(config: &Config, clusters: Vec<Arc<Cluster>>, keyhole: Keyhole) -> Setup {
-    Setup { clusters, keyhole: Arc::new(keyhole), watch: config.watch, keep_finished: config.keep_finished }
+    Setup { clusters, keyhole: Arc::new(keyhole), watch: config.watch, keep_finished: config.keep_finished, keep_trail: config.keep_trail }
 }
 
 fn load_tls(config: &Config) -> Result<Option<(Arc<ServerConfig>, [u8; 32])>> {

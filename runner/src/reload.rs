@@ -120,6 +120,7 @@ fn compare(changes: &mut Changes, old: &Config, new: &Config) {
     changes.take("limits", &old.limits, &new.limits);
     changes.take("watch", &old.watch, &new.watch);
     changes.take("keep-finished-jobs-days", &old.keep_finished, &new.keep_finished);
+    changes.take("keep-trail-days", &old.keep_trail, &new.keep_trail);
     changes.take("ssh", &old.ssh, &new.ssh);
     changes.take("keyholed-servers", &old.keyhole.servers, &new.keyhole.servers);
     changes.take("keyholed-max-forwarders-per-job", &old.keyhole.max_ports, &new.keyhole.max_ports);

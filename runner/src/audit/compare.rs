@@ -21,6 +21,7 @@ pub fn compare(snapshot: &Snapshot) -> Vec<Disagreement> {
     grants(snapshot, &mut add);
     owners(snapshot, &mut add);
     nodes(snapshot, &mut add);
+    traces(snapshot, &mut add);
     for (address, gateway) in &snapshot.gateways {
         ledger(snapshot, address, gateway, &mut add);
         installed(snapshot, address, gateway, &mut add);
@@ -143,6 +144,32 @@ fn nodes(snapshot: &Snapshot, add: &mut impl FnMut(&'static str, String)) {
     }
     for (node, job) in missing {
         add("grant-without-node-port", format!("job {job}: its ports are not taken on node {node}"));
+    }
+}
+
+/// Nothing leads anywhere that the trail does not know of, as far as it was granted by a program that keeps one; and it does not go on where the ports are free.
+fn traces(snapshot: &Snapshot, add: &mut impl FnMut(&'static str, String)) {
+    for trace in &snapshot.traces {
+        let taken = snapshot.gateways.get(&trace.gateway).into_iter().flat_map(|gateway| gateway.blocks.values());
+        let mut taken = taken.flat_map(|block| &block.forwardings);
+        if !taken.any(|forwarding| forwarding.job == trace.job && trace.spans.contains(&forwarding.span)) {
+            add("trace-without-forwarding", format!("gateway {}: the trail of job {} goes on, and its ports are free", trace.gateway, trace.job));
+        }
+    }
+    let traced = |address: &str, job: u64, span: &Span| {
+        snapshot.traces.iter().any(|trace| trace.gateway == address && trace.job == job && trace.spans.contains(span))
+    };
+    for (address, gateway) in &snapshot.gateways {
+        let closing = gateway.closings.iter().filter(|closing| snapshot.trail_since.is_some_and(|since| closing.since > since));
+        let closing = closing.map(|closing| (closing.job, &closing.spans));
+        let granted = snapshot.grants.iter().filter(|grant| grant.gateway == *address);
+        let granted = granted.filter(|grant| snapshot.trail_since.is_some_and(|since| grant.granted_at > since));
+        let granted = granted.map(|grant| (grant.job, &grant.spans));
+        for (job, spans) in granted.chain(closing) {
+            if spans.first().is_some_and(|span| !traced(address, job, span)) {
+                add("forwarding-without-trace", format!("gateway {address}: the trail does not know of the ports of job {job}"));
+            }
+        }
     }
 }
 

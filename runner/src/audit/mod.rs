@@ -9,6 +9,7 @@ mod compare;
 use crate::cluster::Cluster;
 use crate::domain::grant::{Closing, GatewayBlock, Grant, NodeBucket};
 use crate::domain::job::{Job, Seen, parse_job_id};
+use crate::domain::trail::Trace;
 use crate::error::Result;
 use crate::gateway::Installed;
 use crate::keyhole::Keyhole;
@@ -55,6 +56,8 @@ pub struct Snapshot {
     grants: Vec<Grant>,
     owners: Vec<Owner>,
     buckets: Vec<NodeBucket>,
+    traces: Vec<Trace>,
+    trail_since: Option<Timestamp>,
     gateways: BTreeMap<String, GatewaySnapshot>,
     /// Names of this installation's jobs in the scheduler, listed before the records were read.
     names: Vec<String>,
@@ -167,6 +170,8 @@ fn read(store: &Store, cluster: &Cluster, snapshot: &mut Snapshot) -> Result<()>
         gateway.blocks = store.gateway_blocks(name, address)?;
         gateway.closings = store.closings(name, address)?;
     }
+    snapshot.traces = store.open_traces(name)?;
+    snapshot.trail_since = store.trail_since(name)?;
     snapshot.buckets = store.node_buckets(name)?;
     snapshot.grants = store.grants(name)?;
     snapshot.owners = store.owners(name)?;

@@ -10,6 +10,7 @@ pub mod hosts;
 pub mod serve;
 pub mod store;
 pub mod template;
+pub mod who;
 
 use crate::app::Part;
 use crate::logging::Format;
@@ -45,6 +46,8 @@ const EXAMPLES: &str = "Examples:
   bwvisu-runner submit --user alice --template template_vnc.txt expected_runtime_in_minutes=60 number_of_nodes=1 tasks_per_node=1
   bwvisu-runner gateway drain 10.0.0.5             nothing new goes to this gateway
   bwvisu-runner audit                              does everything fit together?
+  bwvisu-runner who 203.0.113.1:50017 --at 2026-11-22T08:30:00Z
+                                                   whose job had this port?
   bwvisu-runner wait 17                            until users can connect to job 17";
 
 #[derive(Subcommand)]
@@ -67,6 +70,8 @@ enum Command {
     /// Look at gateways, drain them
     #[command(subcommand)]
     Gateway(gateway::GatewayCommand),
+    /// Tell whose job had an external port of a gateway at a time (exit code 1 if nobody's)
+    Who(who::WhoArgs),
     /// Compare store, scheduler and gateways, and print every disagreement (exit code 1)
     Audit(audit::AuditArgs),
     /// Back up and restore the embedded store
@@ -112,6 +117,7 @@ pub fn main() -> ExitCode {
         Command::Hosts(command) => hosts::run(named, &command),
         Command::Template(command) => template::run(named, &command),
         Command::Gateway(command) => gateway::run(named, &command),
+        Command::Who(args) => who::run(named, &args),
         Command::Audit(args) => audit::run(named, &args),
         Command::Store(command) => store::run(named, &command),
         Command::Submit(args) => client::submit(named, &args),

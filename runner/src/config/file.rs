@@ -53,6 +53,8 @@ pub struct ConfigFile {
     pub watch: Watch,
     #[serde(default = "default_keep_days")]
     pub keep_finished_jobs_days: f64,
+    #[serde(default = "default_keep_trail_days")]
+    pub keep_trail_days: f64,
     #[serde(default)]
     pub local_job_slots: Option<usize>,
     #[serde(default = "default_gateway_down_seconds")]
@@ -225,6 +227,9 @@ fn default_chain_prefix() -> String {
 }
 fn default_keep_days() -> f64 {
     7.0
+}
+fn default_keep_trail_days() -> f64 {
+    180.0
 }
 fn default_ssh_port() -> u16 {
     22

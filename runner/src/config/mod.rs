@@ -45,6 +45,8 @@ pub struct Config {
     pub watch: Watch,
     /// How long finished jobs are kept.
     pub keep_finished: Duration,
+    /// How long it is known who had which ports.
+    pub keep_trail: Duration,
     /// What may be asked of us at once.
     pub limits: Limits,
     /// The clusters.
@@ -277,6 +279,7 @@ pub fn check(file: ConfigFile, settings: Settings, path: &Path) -> Result<Config
         },
         limits: limits(&file.limits).map_err(within)?,
         keep_finished: seconds("keep-finished-jobs-days", file.keep_finished_jobs_days * 86400.0).map_err(within)?,
+        keep_trail: seconds("keep-trail-days", file.keep_trail_days * 86400.0).map_err(within)?,
         clusters: vec![cluster(file).map_err(within)?],
         state_dir,
         file: path.to_owned(),

@@ -8,4 +8,5 @@ pub mod ports;
 pub mod shell;
 pub mod template;
 pub mod text;
+pub mod trail;
 pub mod user;

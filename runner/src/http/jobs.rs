@@ -72,14 +72,14 @@ impl Api {
             ("GET", ["jobs", id]) => Ok(Response::json(200, &job_object(&self.jobs.get().describe(parse_job_id(id)?)?))),
             ("DELETE", ["jobs", id]) => self.cancel(id),
             ("GET", ["cluster", "check-user", name]) => self.check_user(name),
-            (_, ["cluster", rest @ ("gateways" | "audit"), ..]) => self.admin(request, &path[1..], rest),
+            (_, ["cluster", rest @ ("gateways" | "audit" | "who"), ..]) => self.admin(request, &path[1..], rest),
             ("POST", ["cluster", "backup"]) => self.back_up(),
             (_, ["jobs"]) => Ok(method_not_allowed("GET, POST")),
             (_, ["jobs", _]) => Ok(method_not_allowed("GET, DELETE")),
             (_, ["cluster", "check-user", _]) => Ok(method_not_allowed("GET")),
             (_, ["cluster", "backup"]) => Ok(method_not_allowed("POST")),
             _ => Err(Error::not_found(
-                "no such page; there are /jobs, /jobs/<id>, /cluster/check-user/<name>, /cluster/gateways and /cluster/audit",
+                "no such page; there are /jobs, /jobs/<id>, /cluster/check-user/<name>, /cluster/gateways, /cluster/who and /cluster/audit",
             )),
         }
     }
@@ -140,6 +140,7 @@ fn route(_: &str, path: &str) -> &'static str {
         ["cluster", "gateways", _] => "/cluster/gateways/<address>",
         ["cluster", "gateways", _, "drain"] => "/cluster/gateways/<address>/drain",
         ["cluster", "audit"] => "/cluster/audit",
+        ["cluster", "who"] => "/cluster/who",
         ["cluster", "backup"] => "/cluster/backup",
         _ => vitals::route(path).unwrap_or("other"),
     }

@@ -112,6 +112,7 @@ impl Store {
             self.expect_open(grant, &mut change)?;
             put(&mut change, &key, grant)?;
             ledger.write(&grant.cluster, &mut change)?;
+            self.begin_trace(grant, &mut change)?;
             if self.commit("claim", &change)? {
                 return Ok(Some(true));
             }
@@ -174,6 +175,7 @@ impl Store {
             let mut change = Change { expect: vec![(key.clone(), version)], delete: vec![key.clone()], ..Change::default() };
             let closing = current.closing(Timestamp::now());
             self.put_closing(&closing, &mut change)?;
+            self.adopt_trace(&current, &mut change)?;
             Ok(self.commit("close", &change)?.then_some(Some(closing)))
         })
     }
@@ -200,6 +202,7 @@ impl Store {
             ledger.remove(closing);
             let mut change = Change { expect: vec![(key.clone(), version)], delete: vec![key.clone()], ..Change::default() };
             ledger.write(&closing.cluster, &mut change)?;
+            self.end_trace(closing, &mut change)?;
             Ok(self.commit("release", &change)?.then_some(()))
         })
     }
@@ -224,6 +227,8 @@ impl Store {
             put(&mut change, &key, &Grant { version: GRANT_VERSION, ..to.clone() })?;
             ledger.write(&to.cluster, &mut change)?;
             self.put_closing(&current.closing(Timestamp::now()), &mut change)?;
+            self.adopt_trace(&current, &mut change)?;
+            self.begin_trace(to, &mut change)?;
             Ok(self.commit("move", &change)?.then_some(true))
         })
     }

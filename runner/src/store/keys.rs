@@ -99,3 +99,25 @@ pub fn drain(cluster: &str, gateway: &str) -> String {
 pub fn gateways(cluster: &str) -> String {
     format!("clusters/{cluster}/gateways/")
 }
+
+/// Traces that have not ended. Not below the gateways' keys: a gateway that is gone is not one that records still speak of.
+pub fn open_traces(cluster: &str) -> String {
+    format!("clusters/{cluster}/trail/open/")
+}
+
+/// External ports belong to one job at a time, so the first one names it all.
+pub fn open_trace(cluster: &str, gateway: &str, first_port: u16) -> String {
+    format!("clusters/{cluster}/trail/open/{gateway}/{first_port}")
+}
+
+pub fn past_traces_of(cluster: &str, day: &str) -> String {
+    format!("clusters/{cluster}/trail/past/{day}/")
+}
+
+pub fn past_trace(cluster: &str, day: &str, gateway: &str, name: &str) -> String {
+    format!("clusters/{cluster}/trail/past/{day}/{gateway}/{name}")
+}
+
+pub fn trail_begin(cluster: &str) -> String {
+    format!("clusters/{cluster}/trail/since")
+}

@@ -13,10 +13,12 @@ mod jobs;
 mod keys;
 mod limits;
 mod measured;
+mod trail;
 pub(crate) mod turns;
 
 pub use claims::{Ledger, Taken};
 pub use gateways::Condition;
+pub use trail::Answer as TrailAnswer;
 pub use jobs::{Created, GivenUp, Owner, RepeatKey, Repeatable};
 
 use crate::effect;
@@ -172,6 +174,10 @@ pub(crate) fn decode<T: DeserializeOwned>(key: &str, value: &[u8]) -> Result<T> 
     }
     serde_json::from_slice(value).map_err(unreadable)
 }
+
+#[cfg(test)]
+#[path = "trail_tests.rs"]
+mod trail_tests;
 
 #[cfg(test)]
 #[path = "verbs_tests.rs"]

@@ -43,6 +43,7 @@ pub struct JobsWatch {
     store: Arc<Store>,
     cluster: Arc<Cluster>,
     keep_finished: Duration,
+    keep_trail: Duration,
     misses: HashMap<u64, u32>,
     /// Since when jobs are gone from the scheduler's list whose end its accounts do not tell yet.
     vanished: HashMap<u64, Instant>,
@@ -72,6 +73,7 @@ impl JobsWatch {
             store,
             cluster,
             keep_finished,
+            keep_trail: Duration::MAX,
             misses: HashMap::new(),
             vanished: HashMap::new(),
             without_id: HashMap::new(),
@@ -81,9 +83,10 @@ impl JobsWatch {
     }
 
     /// From the next cycle on, the configuration is this one.
-    pub fn follow(&mut self, cluster: &Arc<Cluster>, keep_finished: Duration) {
+    pub fn follow(&mut self, cluster: &Arc<Cluster>, keep_finished: Duration, keep_trail: Duration) {
         self.cluster = Arc::clone(cluster);
         self.keep_finished = keep_finished;
+        self.keep_trail = keep_trail;
     }
 
     /// One look, and what follows from it.
@@ -243,6 +246,13 @@ impl JobsWatch {
             return Ok(());
         }
         self.last_sweep = Some(Instant::now());
+        // Nothing is removed where the time began after it.
+        let keep = SignedDuration::try_from(self.keep_trail).unwrap_or(SignedDuration::MAX);
+        let before = Timestamp::now().checked_sub(keep).unwrap_or(Timestamp::MIN);
+        match self.store.trim_trail(&self.cluster.name, before)? {
+            0 => {}
+            count => log::info!("{count} traces of ports were removed after their time"),
+        }
         let keep = SignedDuration::try_from(self.keep_finished).unwrap_or(SignedDuration::MAX);
         let Ok(before) = Timestamp::now().checked_sub(keep) else { return Ok(()) };
         let yesterday = Timestamp::now().checked_sub(KEEP_KEYS).unwrap_or(Timestamp::MIN);
