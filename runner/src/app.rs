@@ -296,7 +296,7 @@ impl Runner {
 
     fn start_api(&mut self, config: &Config, sockets: &mut Sockets) -> Result<()> {
         let front = self.front(config, &self.setup.get().clusters)?;
-        check_templates(&front.templates).unwrap_or_else(|error| log::error!("{error}"));
+        check_templates(&front.templates).unwrap_or_else(|error| log::error!("templates: {error}"));
         let api = Arc::new(Api::new(front.jobs, Arc::clone(&self.credentials), Arc::clone(&self.vitals)));
         let (tls, digest) = front.tls.unzip();
         let listener = sockets.listen("api", config.api.listen)?;
@@ -336,7 +336,13 @@ impl Runner {
 }
 
 fn setup(config: &Config, clusters: Vec<Arc<Cluster>>, keyhole: Keyhole) -> Setup {
-    Setup { clusters, keyhole: Arc::new(keyhole), watch: config.watch, keep_finished: config.keep_finished, keep_trail: config.keep_trail }
+    Setup {
+        clusters,
+        keyhole: Arc::new(keyhole),
+        watch: config.watch,
+        keep_finished: config.keep_finished,
+        keep_trail: config.keep_trail,
+    }
 }
 
 fn load_tls(config: &Config) -> Result<Option<(Arc<ServerConfig>, [u8; 32])>> {
@@ -398,7 +404,7 @@ fn check_templates(templates: &TemplateFolder) -> Result<()> {
     if names.is_empty() {
         log::warn!("templates: there are none");
     }
-    names.iter().filter_map(|name| templates.load(name).err()).for_each(|error| log::error!("{error}"));
+    names.iter().filter_map(|name| templates.load(name).err()).for_each(|error| log::error!("templates: {error}"));
     Ok(())
 }
 

@@ -276,6 +276,61 @@ fn every_metric_is_explained_and_no_other() {
     assert_eq!(shortened, known);
 }
 
+/// The lines of WARN and ERROR that the program writes, with `…` for what differs.
+fn complaints() -> BTreeSet<(String, String)> {
+    let mut found = BTreeSet::new();
+    // What stands in effect.rs is no part of an installed program.
+    for path in sources("runner/src").iter().filter(|path| !path.starts_with("runner/src/fuzz") && !path.ends_with("/effect.rs"))
+    {
+        let code = code(path);
+        for (call, level) in [("log::warn!(", "WARN"), ("log::error!(", "ERROR")] {
+            for rest in code.split(call).skip(1) {
+                let text = rest.split_once('"').unwrap().1;
+                let end = text.char_indices().find(|(at, c)| *c == '"' && !text[..*at].ends_with('\\')).unwrap().0;
+                found.insert((level.to_owned(), shown(&text[..end])));
+            }
+        }
+    }
+    found
+}
+
+/// A format without its arguments.
+fn shown(format: &str) -> String {
+    let mut shown = String::new();
+    let mut parts = format.split('{');
+    shown += parts.next().unwrap();
+    for part in parts {
+        let (argument, rest) = part.split_once('}').unwrap();
+        // How many lines were left out is said of all of them.
+        shown += if argument == "left_out" { "" } else { "…" };
+        shown += rest;
+    }
+    shown
+}
+
+#[test]
+fn every_warning_and_error_of_the_log_is_explained_and_no_other() {
+    let written = complaints();
+    assert!(written.len() > 50, "{written:?}");
+    let text = read("docs/operate.md");
+    let rows = text.lines().filter_map(|line| {
+        let (level, rest) = line.strip_prefix("| ")?.split_once(" | `")?;
+        let (line, rest) = rest.split_once("` | ")?;
+        let explained = rest.split(" | ").count() == 2 && rest.ends_with(" |") && !rest.contains("|  |");
+        ["WARN", "ERROR"].contains(&level).then(|| {
+            assert!(explained, "{line}: no meaning, or nothing to do");
+            (level.to_owned(), line.to_owned())
+        })
+    });
+    let explained: BTreeSet<_> = rows.collect();
+    let lines = |one: &BTreeSet<(String, String)>, other| one.difference(other).cloned().collect::<Vec<_>>();
+    assert_eq!(
+        (lines(&written, &explained), lines(&explained, &written)),
+        (vec![], vec![]),
+        "not explained; not written any more"
+    );
+}
+
 /// All text of the tests.
 fn tests_text() -> String {
     let mut text = String::new();

@@ -359,7 +359,9 @@ fn read(store: &Store, key: &str) -> Result<(), bwvisu_runner::error::Error> {
         [_, _, "keys", digest] => store.repeatable(CLUSTER, digest).map(drop),
         [_, _, "given-up", _] => store.given_up(CLUSTER).map(drop),
         [_, _, "trail", "open", _, _] => store.open_traces(CLUSTER).map(drop),
-        [_, _, "trail", "past", ..] => store.who(CLUSTER, OTHER_GATEWAY, 50200, "2026-11-22T00:00:00Z".parse().unwrap()).map(drop),
+        [_, _, "trail", "past", ..] => {
+            store.who(CLUSTER, OTHER_GATEWAY, 50200, "2026-11-22T00:00:00Z".parse().unwrap()).map(drop)
+        }
         [_, _, "trail", "since"] => store.who(CLUSTER, OTHER_GATEWAY, 50200, "2026-11-22T00:00:00Z".parse().unwrap()).map(drop),
         [_, _, "heard"] => store.job_and_heard(&[CLUSTER], 1).map(drop),
         other => panic!("no verb reads {other:?}"),

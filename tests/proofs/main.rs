@@ -23,4 +23,5 @@ mod soak;
 mod ssh_faults;
 mod templates;
 mod tokens;
+mod trail;
 mod users;

@@ -95,6 +95,13 @@ impl Books {
         }
         let open: BTreeSet<Forward> = listed.iter().filter(|(_, closing)| !closing).map(|(forward, _)| forward.clone()).collect();
         differ(found, "granted, but not in the ledger", "in the ledger, but not granted", &granted, &open);
+        let of_trace = |(_, trace): (&str, &Value)| {
+            let (gateway, job) = (text(&trace["gateway"]), number(&trace["job"]));
+            list(&trace["spans"]).iter().flat_map(|span| ports(&gateway, job, span)).collect::<Vec<_>>()
+        };
+        let traced: BTreeSet<Forward> = self.under("trail/open/").flat_map(of_trace).collect();
+        let all = listed.iter().map(|(forward, _)| forward.clone()).collect();
+        differ(found, "in the ledger, but not in the trail", "in the trail, but not in the ledger", &all, &traced);
         let [held, taken] = self.on_nodes();
         differ(found, "granted, but not in the nodes' ledger", "in the nodes' ledger, but not granted", &held, &taken);
         found.extend(self.ids("grants/").difference(&jobs).map(|job| format!("a grant of job {job}, which has ended")));
@@ -139,7 +146,9 @@ pub fn disagreements(bed: &Bed, queue: &Queue) -> Vec<String> {
 /// The same, and all that is left although every job has finished.
 pub fn leftovers(bed: &Bed, queue: &Queue) -> Vec<String> {
     let mut found = disagreements(bed, queue);
-    let may_stay = |key: &str| ["finished/", "keys/", "heard", "given-up/"].iter().any(|prefix| key.starts_with(prefix));
+    let may_stay = |key: &str| {
+        ["finished/", "keys/", "heard", "given-up/", "trail/past/", "trail/since"].iter().any(|prefix| key.starts_with(prefix))
+    };
     found.extend(Books::read(bed).0.into_keys().filter(|key| !may_stay(key)).map(|key| format!("the record {key} is left")));
     found
 }

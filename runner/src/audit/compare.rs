@@ -153,7 +153,10 @@ fn traces(snapshot: &Snapshot, add: &mut impl FnMut(&'static str, String)) {
         let taken = snapshot.gateways.get(&trace.gateway).into_iter().flat_map(|gateway| gateway.blocks.values());
         let mut taken = taken.flat_map(|block| &block.forwardings);
         if !taken.any(|forwarding| forwarding.job == trace.job && trace.spans.contains(&forwarding.span)) {
-            add("trace-without-forwarding", format!("gateway {}: the trail of job {} goes on, and its ports are free", trace.gateway, trace.job));
+            add(
+                "trace-without-forwarding",
+                format!("gateway {}: the trail of job {} goes on, and its ports are free", trace.gateway, trace.job),
+            );
         }
     }
     let traced = |address: &str, job: u64, span: &Span| {

@@ -83,6 +83,8 @@ fn snapshot() -> Snapshot {
         grants: vec![grant()],
         owners: vec![owner],
         buckets: vec![taken],
+        traces: vec![Trace::begin(&grant(), None, Timestamp::UNIX_EPOCH)],
+        trail_since: Some(Timestamp::MIN),
         gateways: BTreeMap::from([("gw0".to_owned(), gw0)]),
         ..Snapshot::default()
     }
@@ -146,11 +148,21 @@ fn every_kind_of_disagreement_is_found_by_its_name() {
                 target: "c3".into(),
             });
         }),
-        (&["grant-without-forwarding", "load-wrong", "rule-without-job"], |v| gw0(v).blocks.clear()),
+        (&["grant-without-forwarding", "load-wrong", "rule-without-job", "trace-without-forwarding"], |v| gw0(v).blocks.clear()),
+        (&["trace-without-forwarding"], |v| {
+            let gone = Grant { job: 5, spans: vec![Span { external: 50070, ..SPAN }], ..grant() };
+            v.traces.push(Trace::begin(&gone, None, Timestamp::UNIX_EPOCH));
+        }),
+        (&["forwarding-without-trace"], |v| v.traces.clear()),
+        (&[], |v| {
+            // Granted before there was a trail.
+            v.traces.clear();
+            v.trail_since = Some(Timestamp::MAX);
+        }),
         (&["load-wrong"], |v| gw0(v).condition.ports = 5),
         (&["rule-missing"], |v| gw0(v).after.as_mut().unwrap().blocks.clear()),
         (&["gateway-not-set-up"], |v| gw0(v).after.as_mut().unwrap().ready = false),
-        (&["grant-without-forwarding", "rule-to-remove"], |v| {
+        (&["grant-without-forwarding", "rule-to-remove", "forwarding-without-trace"], |v| {
             let closing = Grant { job: 6, nodes: Vec::new(), spans: vec![Span { external: 50050, ..SPAN }], ..grant() };
             gw0(v).closings.push(closing.closing(Timestamp::UNIX_EPOCH));
         }),

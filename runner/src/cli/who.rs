@@ -133,7 +133,8 @@ mod tests {
         let job = json!({"job-id": "17", "user": "alice", "external-ip": "203.0.113.1", "gateway": "10.0.0.1", "target": "c0",
             "internal-port": 5900, "from": "F", "given-up": null, "until": null});
         assert_eq!(sentence(&job, 50001), "job 17 of alice: 203.0.113.1:50001 led to c0:5900 from F to still");
-        let ended = json!({"job-id": "17", "user": null, "gateway": "10.0.0.1", "internal-port": 5900, "given-up": "G", "until": "U"});
+        let ended =
+            json!({"job-id": "17", "user": null, "gateway": "10.0.0.1", "internal-port": 5900, "given-up": "G", "until": "U"});
         let expected = "job 17 of a user who is not known any more: 10.0.0.1:1 led to ?:5900 from a time before the trail to U (given up at G)";
         assert_eq!(sentence(&ended, 1), expected);
         let asked = |at: &str| json!({"gateway": "g", "port": 1, "at": at, "known-since": "2026-11-22T00:00:00.000Z"});

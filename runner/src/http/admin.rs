@@ -32,7 +32,8 @@ pub fn handle(admin: &Admin, request: &Request, path: &[&str]) -> Result<Respons
 /// `?gateway=A&port=N`, and `&at=T` for another time than now.
 fn who(admin: &Admin, request: &Request) -> Result<Response> {
     let query = Query::read(request.query.as_deref().unwrap_or_default())?;
-    let gateway = query.get("gateway")?.ok_or_else(|| Error::bad_input("gateway: it is missing; the query is ?gateway=A&port=N&at=T"))?;
+    let gateway =
+        query.get("gateway")?.ok_or_else(|| Error::bad_input("gateway: it is missing; the query is ?gateway=A&port=N&at=T"))?;
     let port = query.get("port")?.ok_or_else(|| Error::bad_input("port: it is missing; the query is ?gateway=A&port=N&at=T"))?;
     let port: u16 = port.parse().map_err(|_| Error::bad_input("port: it is not a number from 0 to 65535"))?;
     let at = match query.get("at")? {
@@ -62,7 +63,8 @@ struct Query<'a>(Vec<(&'a str, &'a str)>);
 
 impl<'a> Query<'a> {
     fn read(text: &'a str) -> Result<Self> {
-        let pairs: Vec<_> = text.split('&').filter(|pair| !pair.is_empty()).map(|pair| pair.split_once('=').unwrap_or((pair, ""))).collect();
+        let pairs: Vec<_> =
+            text.split('&').filter(|pair| !pair.is_empty()).map(|pair| pair.split_once('=').unwrap_or((pair, ""))).collect();
         for (at, (name, _)) in pairs.iter().enumerate() {
             if !["gateway", "port", "at"].contains(name) || pairs[..at].iter().any(|(earlier, _)| earlier == name) {
                 return Err(Error::bad_input("the query: it has gateway, port and at, each once, and nothing else"));

@@ -19,6 +19,40 @@ const SECONDS: [f64; 13] = [0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0
 /// Methods that have a label of their own.
 const METHODS: [&str; 5] = ["GET", "HEAD", "POST", "PUT", "DELETE"];
 
+/// The names of all metrics.
+pub const NAMES: [&str; 30] = [
+    "bwvisu_build_info",
+    "bwvisu_gateway_closing",
+    "bwvisu_gateway_drained",
+    "bwvisu_gateway_ports_free",
+    "bwvisu_gateway_ports_used",
+    "bwvisu_gateway_rules",
+    "bwvisu_gateway_silent",
+    "bwvisu_http_connections",
+    "bwvisu_http_connections_refused_total",
+    "bwvisu_http_request_seconds",
+    "bwvisu_http_requests_total",
+    "bwvisu_jobs",
+    "bwvisu_keyhole_grants_total",
+    "bwvisu_keyhole_refusals_total",
+    "bwvisu_leader",
+    "bwvisu_log_lines_total",
+    "bwvisu_ssh_call_seconds",
+    "bwvisu_ssh_calls_total",
+    "bwvisu_ssh_failures_total",
+    "bwvisu_store_failures_total",
+    "bwvisu_store_seconds",
+    "bwvisu_submissions_in_flight",
+    "bwvisu_watch_cycle_failures_total",
+    "bwvisu_watch_cycle_seconds",
+    "bwvisu_watch_last_good_cycle_age_seconds",
+    "process_max_fds",
+    "process_open_fds",
+    "process_resident_memory_bytes",
+    "process_start_time_seconds",
+    "process_threads",
+];
+
 /// All of them.
 #[allow(missing_docs, reason = "each has its help where it is made, and a row in docs/operate.md")]
 pub struct Metrics {

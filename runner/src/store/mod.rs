@@ -18,8 +18,8 @@ pub(crate) mod turns;
 
 pub use claims::{Ledger, Taken};
 pub use gateways::Condition;
-pub use trail::Answer as TrailAnswer;
 pub use jobs::{Created, GivenUp, Owner, RepeatKey, Repeatable};
+pub use trail::Answer as TrailAnswer;
 
 use crate::effect;
 use crate::error::{Error, Result};

@@ -175,7 +175,13 @@ fn old_traces_go_some_at_a_time_and_the_trail_says_how_far_back_it_goes() {
     assert_eq!(store.trim_trail("default", Timestamp::MAX).unwrap(), 0);
     assert!(begin(&store).is_some_and(|since| since <= Timestamp::now()), "the first call begins it");
     let days_ago = |days: i64| Timestamp::now() - SignedDuration::from_hours(24 * days);
-    store.set_trail_begin("default", store.read::<crate::domain::trail::TrailBegin>(&keys::trail_begin("default")).unwrap().1, days_ago(30)).unwrap();
+    store
+        .set_trail_begin(
+            "default",
+            store.read::<crate::domain::trail::TrailBegin>(&keys::trail_begin("default")).unwrap().1,
+            days_ago(30),
+        )
+        .unwrap();
     for (days, count) in [(20, 700), (19, 700), (10, 5), (2, 5)] {
         ended(&store, days, count);
     }

@@ -23,4 +23,5 @@ mod security;
 mod server;
 mod space;
 mod throng;
+mod trail;
 mod walk;

@@ -188,13 +188,13 @@ impl Door<'_> {
                 let destination = listener.destination.clone();
                 let blocking = client.set_nonblocking(false);
                 let opened = blocking.and_then(|()| self.sessions.open(client, listener.port, destination));
-                self.report(opened, &format!("the relay turned a client for {host}:{port} away"));
+                self.report(opened, &format!("turned a client for {host}:{port} away"));
             }
             // The client has gone already.
             Err(error)
                 if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::ConnectionAborted | ErrorKind::Interrupted) => {}
             Err(error) => {
-                self.report(Err(error), &format!("the relay cannot accept a client for {host}:{port}"));
+                self.report(Err(error), &format!("cannot accept a client for {host}:{port}"));
                 std::thread::sleep(REST);
             }
         }
@@ -204,7 +204,7 @@ impl Door<'_> {
         if let Err(error) = &done
             && !self.in_trouble
         {
-            log::warn!("{what}: {error}");
+            log::warn!("the relay {what}: {error}");
         }
         self.in_trouble = done.is_err();
     }
