@@ -22,7 +22,7 @@ impl Cluster {
         }
         bench.write("fake/bin/ssh", include_str!("fake/ssh"), 0o755);
         bench.write("fake/play", include_str!("fake/remote"), 0o755);
-        for program in ["sudo", "sbatch", "squeue", "scancel", "getent"] {
+        for program in ["sudo", "sbatch", "squeue", "sacct", "scancel", "getent"] {
             symlink(bench.path("fake/play"), bench.path(&format!("fake/remote/{program}"))).unwrap();
         }
         let passwd = "root:x:0:0:root:/root:/bin/bash\nalice:x:2001:2001::/a:/bin/sh\nbob:x:2002:2002::/b:/bin/sh\nsys:x:99:99::/:/bin/sh\n";
