@@ -379,7 +379,8 @@ mod tests {
         };
         let failed = || Ok(Some(vec![entry("bwvisu-1-x", Outcome::Failed)]));
         let anothers = || Ok(Some(vec![entry("bwvisu-1-y", Outcome::Failed)]));
-        let cases: [(&str, Result<Option<Vec<Ended>>>, u64, Option<Outcome>); 6] = [
+        type Case = (&'static str, Result<Option<Vec<Ended>>>, u64, Option<Outcome>);
+        let cases: [Case; 6] = [
             ("an entry", failed(), 0, Some(Outcome::Failed)),
             ("no accounts", Ok(None), 0, Some(Outcome::Unknown)),
             ("no entry yet", Ok(Some(Vec::new())), 119, None),
