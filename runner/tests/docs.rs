@@ -360,3 +360,55 @@ fn every_test_that_a_promise_names_is_there() {
     }
     assert!(count > 50, "only {count} names were found");
 }
+
+/// What a `match` on method and path knows: `("GET", ["jobs", id])` is `GET /jobs/<…>`, where `above` stands before it.
+fn routes(source: &str, above: &str) -> BTreeSet<String> {
+    let arms = code(source);
+    let arms = arms.lines().filter_map(|line| line.trim().strip_prefix("(\"")?.split_once("\", ["));
+    let path = |parts: &str| -> String {
+        let parts = parts.split(']').next().unwrap_or_default().split(", ");
+        parts.map(|part| if part.starts_with('"') { format!("/{}", part.trim_matches('"')) } else { "/<…>".into() }).collect()
+    };
+    arms.map(|(method, parts)| format!("{method} {above}{}", path(parts))).collect()
+}
+
+/// The calls that docs/api.md names, wherever it does: `GET /jobs/<id>`, and ``PUT`, `DELETE /x` with several methods.
+fn documented_calls() -> BTreeSet<String> {
+    let mut calls = BTreeSet::new();
+    let text = read("docs/api.md");
+    for line in text.lines().filter(|line| line.starts_with("| ")) {
+        let words: Vec<&str> = line.split(['`', ' ', ',', '[', ']', '|']).filter(|word| !word.is_empty()).collect();
+        let methods = || words.iter().filter(|word| ["GET", "POST", "PUT", "DELETE"].contains(word));
+        for path in words.iter().filter(|word| word.starts_with('/')) {
+            let parts = path.split('/').skip(1).map(|part| if part.starts_with('<') { "/<…>".into() } else { format!("/{part}") });
+            let path: String = parts.collect();
+            calls.extend(methods().map(|method| format!("{method} {path}")));
+        }
+    }
+    calls
+}
+
+#[test]
+fn every_call_of_the_api_is_documented() {
+    let mut known = routes("runner/src/http/jobs.rs", "");
+    known.extend(routes("runner/src/http/admin.rs", "/cluster"));
+    assert!(known.len() > 10, "the calls were not found in the source: {known:?}");
+    let documented = documented_calls();
+    let missing: Vec<_> = known.iter().filter(|call| !documented.contains(*call)).collect();
+    assert!(missing.is_empty(), "docs/api.md does not have {missing:?}, but {documented:?}");
+}
+
+#[test]
+fn every_member_of_a_job_is_documented() {
+    let source = code("runner/src/http/jobs.rs");
+    let body = source.split("pub fn job_object").nth(1).unwrap().split("\n}").next().unwrap();
+    let added = body.split("add(\"").skip(1).chain(body.split("        (\"").skip(1)).map(|rest| rest.split('"').next().unwrap());
+    let members: BTreeSet<&str> = added.collect();
+    assert!(members.len() > 12, "{members:?}");
+    let text = read("docs/api.md");
+    let page = text.split("## GET /jobs/&lt;id&gt;").nth(1).unwrap().split("\n## ").next().unwrap();
+    for member in members {
+        let in_table = page.contains(&format!("`{member}`")) || member.ends_with("-at") && page.contains("`…-at`");
+        assert!(in_table && page.contains(&format!("\"{member}\": ")), "{member} is missing in docs/api.md");
+    }
+}

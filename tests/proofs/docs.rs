@@ -6,9 +6,12 @@ use bwvisu_tests::docs::machines::NewMachines;
 use bwvisu_tests::docs::markdown::{blocks, documents};
 use bwvisu_tests::docs::reader::Reader;
 use bwvisu_tests::runner::dist;
+use std::path::PathBuf;
+use std::process::Command;
 
-/// What a person reads first. Whatever else there is comes afterwards.
-const ORDER: [&str; 4] = ["docs/install.md", "docs/api.md", "docs/templates.md", "docs/config.md"];
+/// What a person reads first; whatever else there is comes afterwards, and the page that ends with its removal in the end.
+const FIRST: &str = "docs/install.md";
+const LAST: &str = "docs/operate.md";
 
 #[test]
 fn every_command_in_the_documents_is_run_and_prints_what_they_show() {
@@ -17,15 +20,15 @@ fn every_command_in_the_documents_is_run_and_prints_what_they_show() {
     hand_over_the_package(&machines);
     let mut reader = Reader::new(&machines);
     let mut documents = documents(&repository());
-    documents.sort_by_key(|(path, _)| ORDER.iter().position(|first| first == path).unwrap_or(ORDER.len()));
+    documents.sort_by_key(|(path, _)| (path != FIRST, path == LAST));
     for (path, text) in documents {
         // For whoever works on one of them; all stand on the first.
-        if std::env::var("DOCS_ONLY").is_ok_and(|only| path != ORDER[0] && !only.split(' ').any(|one| path.contains(one))) {
+        if std::env::var("DOCS_ONLY").is_ok_and(|only| path != FIRST && !only.split(' ').any(|one| path.contains(one))) {
             continue;
         }
         reader.follow(&blocks(&path, &text).unwrap_or_else(|words| panic!("{words}")));
         // What follows stands on it.
-        if path == ORDER[0] && !reader.faults.is_empty() {
+        if path == FIRST && !reader.faults.is_empty() {
             break;
         }
     }
@@ -33,50 +36,61 @@ fn every_command_in_the_documents_is_run_and_prints_what_they_show() {
     assert!(reader.faults.is_empty(), "the documents are wrong:\n\n{}", reader.faults.join("\n\n"));
 }
 
-/// The package, in the folder that its reader is in. There is no dnf on Debian.
+/// The package, twice (as it is and as its next release), in the folder that its reader is in.
 fn hand_over_the_package(machines: &NewMachines) {
+    let made = ["1", "2"].map(package);
     for host in ["runner", "run1"] {
-        let output = machines.command(host, &["bash", "-c", INSTALL, "bash", &dist().to_string_lossy()]).output().unwrap();
+        let files = made.iter().map(|file| file.to_string_lossy()).collect::<Vec<_>>().join(" ");
+        let output = machines.command(host, &["bash", "-c", HAND_OVER, "bash", &files]).output().unwrap();
         assert!(output.status.success(), "{host}: {output:?}");
     }
 }
 
-const INSTALL: &str = r#"
-cat >/usr/local/sbin/dnf <<END
+/// The package of what is under test. One that was made before is taken if it holds the same program.
+fn package(release: &str) -> PathBuf {
+    let file = |folder: &str| {
+        let files = std::fs::read_dir(repository().join(folder)).into_iter().flatten().flatten().map(|entry| entry.path());
+        let ending = format!("-{release}.x86_64.rpm");
+        files.into_iter().find(|path| path.to_string_lossy().ends_with(&ending))
+    };
+    let program = output(Command::new("sha256sum").arg(dist().join("bin/bwvisu-runner")));
+    let digest = program.split(' ').next().expect("a digest");
+    let holds_it =
+        |path: &PathBuf| output(Command::new("rpm").args(["--query", "--dump", "--package"]).arg(path)).contains(digest);
+    if let Some(made) = file("packages").filter(holds_it) {
+        return made;
+    }
+    output(Command::new(repository().join("packaging/build-rpm")).arg(release));
+    file("packages").filter(holds_it).expect("a package of the program under test: is it the one in dist/?")
+}
+
+fn output(command: &mut Command) -> String {
+    let output = command.output().unwrap();
+    assert!(output.status.success(), "{command:?}: {}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8_lossy(&output.stdout).into_owned()
+}
+
+/// There is no dnf on Debian. rpm does what it does, once it has fetched what the package needs; all of that is here, but rpm knows only of what
+/// came as an RPM.
+const HAND_OVER: &str = r#"set -e
+mkdir -p /root && mount -t tmpfs -o mode=700 root /root
+cp $1 /root/
+cat >/usr/local/sbin/dnf <<'END'
 #!/bin/bash
-set -e
-cp -rL $1 /opt/runner
-ln -s /opt/runner/bin/bwvisu-runner /usr/bin/
-useradd --system --home-dir /var/lib/runner --shell /usr/sbin/nologin bwvisurunner
-install -d -m 700 -o bwvisurunner -g bwvisurunner /var/lib/runner
-install -d -m 750 -o root -g bwvisurunner /etc/runner
-install -m 640 -o root -g bwvisurunner /dev/null /etc/runner/config.json
-install -m 600 -o bwvisurunner -g bwvisurunner /dev/null /etc/runner/settings.json
-cat >/usr/lib/systemd/system/bwvisu-runner.service <<UNIT
-[Unit]
-Description=bwVisu runner
-Wants=network-online.target
-After=network-online.target
-[Service]
-User=bwvisurunner
-ExecStart=/opt/runner/bin/bwvisu-runner serve
-ExecStartPost=/bin/sleep 1.5
-ExecReload=/bin/kill -HUP \$MAINPID
-StateDirectory=runner
-StateDirectoryMode=0700
-AmbientCapabilities=CAP_NET_BIND_SERVICE
-CapabilityBoundingSet=CAP_NET_BIND_SERVICE
-NoNewPrivileges=yes
-ProtectSystem=full
-ProtectHome=read-only
-LimitNOFILE=16384
-Restart=on-failure
-[Install]
-WantedBy=multi-user.target
-UNIT
-systemctl daemon-reload
+verb=$1
+shift
+[[ $1 != -y ]] || shift
+case $verb in
+    install | upgrade | downgrade) exec rpm --force-debian --nodeps --upgrade --oldpackage "$@" ;;
+    remove) exec rpm --force-debian --erase "$@" ;;
+esac
 END
-chmod 755 /usr/local/sbin/dnf
+# No sshd listens on the runners' machines: what is copied to one lies where that one's reader finds it.
+cat >/usr/local/sbin/scp <<'END'
+#!/bin/bash
+cp "$1" /srv/documents/run1-root/
+END
+chmod 755 /usr/local/sbin/{dnf,scp}
 "#;
 
 fn report(reader: &Reader) {

@@ -94,8 +94,9 @@ pub fn submit(named: Option<&Path>, args: &SubmitArgs) -> Result<ExitCode> {
 /// `list`
 pub fn list(named: Option<&Path>, args: &ApiArgs) -> Result<ExitCode> {
     let api = ApiClient::new(named, args)?;
+    let ids = api.list()?;
     println!("{:>8}  {:<12} {:<10} {:<28} ADDRESS", "JOB", "USER", "STATE", "TEMPLATE");
-    for id in api.list()? {
+    for id in ids {
         let job = api.show(&id)?;
         let word = |value: &Value| value.as_str().unwrap_or_default().to_owned();
         let template = word(&job["batch-script"]["template-name"]);

@@ -61,8 +61,8 @@ fn table(gateways: &[Value]) {
             "{:<18} {:<18} {:>6} {:>8}  {}",
             word("address"),
             word("external-ip"),
-            gateway["ports"],
-            gateway["closing"],
+            gateway["ports"].to_string(),
+            gateway["closing"].to_string(),
             condition(gateway)
         );
     }

@@ -76,6 +76,14 @@ impl<'b> NewMachines<'b> {
                 "grep -- '- overlay new-machine ' /proc/self/mountinfo | cut -d' ' -f5 | tac | xargs -r -n 1 umount -l",
             );
         }
+        for host in ["gw0", "gw1", "c0", "c1", "c2", "c3"] {
+            self.bed.sh(host, "sysctl --quiet --write net.ipv4.ip_local_reserved_ports=");
+        }
+        let etcd = "export ETCDCTL_API=3
+            etcdctl --user root:'a word for root' auth disable
+            for name in bwvisu-runner root; do etcdctl user delete $name; etcdctl role delete $name; done
+            true";
+        self.bed.sh("runner", etcd);
     }
 }
 

@@ -8,6 +8,9 @@ pub fn matches(shown: &str, printed: &str) -> bool {
     lines_match(&lines(shown), &lines(printed))
 }
 
+/// A word of hexadecimal digits that has so many is all digits.
+const RANDOM: usize = 16;
+
 /// Whether `printed` is like `shown` but for its digits.
 pub fn resembles(shown: &str, printed: &str) -> bool {
     matches(&without_digits(shown), &without_digits(printed))
@@ -15,11 +18,14 @@ pub fn resembles(shown: &str, printed: &str) -> bool {
 
 fn without_digits(text: &str) -> String {
     let mut plain = String::new();
-    for letter in text.chars() {
-        match letter.is_ascii_digit() {
-            true if plain.ends_with('0') => {}
-            true => plain.push('0'),
-            false => plain.push(letter),
+    for word in text.split_inclusive(|c: char| !c.is_ascii_alphanumeric()) {
+        let random = word.bytes().take_while(u8::is_ascii_hexdigit).count() >= RANDOM;
+        for letter in word.chars() {
+            match letter.is_ascii_digit() || random && letter.is_ascii_hexdigit() {
+                true if plain.ends_with('0') => {}
+                true => plain.push('0'),
+                false => plain.push(letter),
+            }
         }
     }
     plain
@@ -76,6 +82,8 @@ mod tests {
             ("203.0.113.1:58800", "198.18.0.5", false),
             ("job 1", "job 17", true),
             ("job 1", "job", false),
+            ("5d41402abc4b2a76b9719d", "a9f0e61a2c3d4e5f77aabb", true),
+            ("added", "faded", false),
         ] {
             assert_eq!(resembles(shown, printed), expected, "{shown:?} {printed:?}");
         }

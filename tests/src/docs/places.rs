@@ -62,13 +62,14 @@ impl Words {
         self.remembered.iter().fold(self.with_known(text), |text, (word, by)| replace(&text, word, by))
     }
 
-    fn with_known(&self, text: &str) -> String {
+    /// `text` with the bed's names and addresses.
+    pub fn with_known(&self, text: &str) -> String {
         self.known.iter().fold(text.to_owned(), |text, (word, by)| replace(&text, word, by))
     }
 
-    /// Forgets what was remembered.
-    pub fn forget(&mut self) {
-        self.remembered.clear();
+    /// Forgets numbers of jobs: each document has its own. Keys, passwords and addresses stay.
+    pub fn forget_jobs(&mut self) {
+        self.remembered.retain(|(word, _)| !word.bytes().all(|byte| byte.is_ascii_digit()));
     }
 
     /// From now on `word` stands for `by`.

@@ -58,7 +58,7 @@ impl<'m> Reader<'m> {
             }
         }
         self.sessions.clear();
-        self.words.forget();
+        self.words.forget_jobs();
     }
 
     fn block(&mut self, block: &Block) {
@@ -118,12 +118,15 @@ impl<'m> Reader<'m> {
 
     /// Compares what is shown with what was printed, and keeps in mind what it stood for.
     fn shown(&mut self, what: &str, shown: &str, example: bool, printed: &str) {
-        let there = self.words.replace(shown);
-        let fits = if example { pattern::resembles(&there, printed) } else { pattern::matches(&there, printed) };
+        // As it is shown, or with what it stood for before.
+        let candidates = [self.words.with_known(shown), self.words.replace(shown)];
+        let fits = |there: &&String| if example { pattern::resembles(there, printed) } else { pattern::matches(there, printed) };
+        let found = candidates.iter().find(fits);
+        let there = found.unwrap_or(&candidates[1]).clone();
+        let fits = found.is_some();
         if !fits {
             self.faults.push(format!("{what}\nshould print\n{there}\nand prints\n{printed}"));
-        }
-        if example {
+        } else if example {
             self.example(shown.trim(), printed.trim());
         } else {
             pattern::meant(&there, printed).iter().for_each(|(shown, printed)| self.words.remember(shown, printed));
@@ -152,6 +155,15 @@ impl<'m> Reader<'m> {
         }
         self.printed = Some(ended.output);
         self.commands += 1;
+    }
+}
+
+impl Drop for Reader<'_> {
+    /// What went wrong before is why it ends.
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            self.faults.iter().for_each(|fault| eprintln!("{fault}\n"));
+        }
     }
 }
 

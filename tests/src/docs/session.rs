@@ -11,7 +11,7 @@ use std::thread;
 use std::time::Duration;
 
 /// No command of the documents takes longer.
-const PATIENCE: Duration = Duration::from_secs(180);
+const PATIENCE: Duration = Duration::from_secs(90);
 
 /// The shell.
 pub struct Session {
@@ -92,6 +92,7 @@ fn on(machines: &NewMachines, host: &str, user: &str, folder: &str) -> Command {
     const SHELL: &str = r#"
         set -e
         cd "$2"
+        [ "$1" != root ] || cp /root/*.rpm . 2>/dev/null || true
         printf 'silent\nshow-error\n' >.curlrc
         chown -R "$1:" .
         export HOME=$2 USER=$1 LOGNAME=$1 LANG=C.UTF-8 PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin
