@@ -46,22 +46,22 @@ fn hand_over_the_package(machines: &NewMachines) {
     }
 }
 
-/// The package of what is under test. One that was made before is taken if it holds the same program.
+/// The package of what is under test, in a folder of our own. One that was made before is taken if it holds the same program.
 fn package(release: &str) -> PathBuf {
-    let file = |folder: &str| {
-        let files = std::fs::read_dir(repository().join(folder)).into_iter().flatten().flatten().map(|entry| entry.path());
-        let ending = format!("-{release}.x86_64.rpm");
-        files.into_iter().find(|path| path.to_string_lossy().ends_with(&ending))
+    let folder = std::env::current_exe().unwrap().ancestors().nth(3).expect("a target folder").join("packages-to-read");
+    let made = || {
+        let files = std::fs::read_dir(&folder).into_iter().flatten().flatten().map(|entry| entry.path());
+        files.into_iter().find(|path| path.to_string_lossy().ends_with(&format!("-{release}.x86_64.rpm")))
     };
     let program = output(Command::new("sha256sum").arg(dist().join("bin/bwvisu-runner")));
     let digest = program.split(' ').next().expect("a digest");
     let holds_it =
         |path: &PathBuf| output(Command::new("rpm").args(["--query", "--dump", "--package"]).arg(path)).contains(digest);
-    if let Some(made) = file("packages").filter(holds_it) {
+    if let Some(made) = made().filter(holds_it) {
         return made;
     }
-    output(Command::new(repository().join("packaging/build-rpm")).arg(release));
-    file("packages").filter(holds_it).expect("a package of the program under test: is it the one in dist/?")
+    output(Command::new(repository().join("packaging/build-rpm")).arg(release).env("PACKAGES", &folder));
+    made().filter(holds_it).expect("a package of the program under test: is it the one in dist/?")
 }
 
 fn output(command: &mut Command) -> String {

@@ -80,7 +80,7 @@ impl<'b> NewMachines<'b> {
             self.bed.sh(host, "sysctl --quiet --write net.ipv4.ip_local_reserved_ports=");
         }
         let etcd = "export ETCDCTL_API=3
-            etcdctl --user root:'a word for root' auth disable
+            etcdctl --user root:a-word-for-root auth disable
             for name in bwvisu-runner root; do etcdctl user delete $name; etcdctl role delete $name; done
             true";
         self.bed.sh("runner", etcd);

@@ -165,6 +165,8 @@ impl Notes {
             "prints" | "prints e.g." => self.prints = Some(word != "prints"),
             "mistake" => self.mistake = true,
             "not run" if !rest.is_empty() => self.not_run = Some(rest),
+            // Marks for whoever writes a part of the page.
+            _ if rest == "begin" || rest == "end" => {}
             _ => return Err(format!("the comment {note:?} means nothing here")),
         }
         Ok(())
@@ -206,6 +208,7 @@ mod tests {
             ("<!-- prints e.g. -->\n```text\nx\n```\n", Part::Printed { example: true }),
             ("<!-- on: r -->\n<!-- mistake -->\n```text\nx\n```\n", Part::Mistake { at: "r".into() }),
             ("```text\nx\n```\n", Part::Shown),
+            ("<!-- table: begin -->\n```text\nx\n```\n", Part::Shown),
         ];
         for (text, part) in cases {
             assert_eq!(parts(text), [part], "{text}");
