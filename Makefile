@@ -81,7 +81,7 @@ check: fmt deny
 	cargo clippy --workspace --all-targets --features bwvisu-tests/bed -- -D warnings
 	RUSTDOCFLAGS='-D warnings' cargo doc --workspace --no-deps --quiet
 	if command -v shellcheck >/dev/null; then
-		shellcheck tests/bed tests/bed.d/*.bash tests/bed.d/check tests/bed.d/init tests/bed.d/foreign tests/install-packages tests/run tests/roots tests/matrix tests/packages tests/packages.d/systemd tests/src/docs/boot .ci/run runner/src/gateway/iptables/probe.sh
+		shellcheck tests/bed tests/bed.d/*.bash tests/bed.d/check tests/bed.d/init tests/bed.d/foreign tests/install-packages tests/run tests/roots tests/matrix tests/packages tests/packages.d/systemd tests/src/docs/boot tests/src/docs/systemctl .ci/run runner/src/gateway/iptables/probe.sh
 		shellcheck packaging/about packaging/build-* packaging/install packaging/install.sh packaging/protoc packaging/remap packaging/deb/p*
 	else
 		echo 'NOT CHECKED: the shell scripts, since shellcheck is not installed' >&2

@@ -3,11 +3,13 @@
 
 use super::places::{REPOSITORY, Words};
 use crate::bed::{Bed, repository};
-use crate::wait::until;
+use crate::wait::{PAUSE, until};
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
+use std::thread;
+use std::time::{Duration, Instant};
 
 /// Where the runner is installed, and what these machines are called.
 const RUNNERS: [(&str, &str); 2] = [("runner", "runner.example.org"), ("run1", "runner2.example.org")];
@@ -20,11 +22,15 @@ pub struct NewMachines<'b> {
     booted: BTreeMap<&'static str, Booted>,
 }
 
-/// A machine with a systemd of its own.
+/// A machine with process numbers of its own.
 struct Booted {
     child: Child,
-    systemd: String,
+    /// The number of its first process, here.
+    first: String,
 }
+
+/// A systemd that has not come up after so long will not.
+const BOOT: Duration = Duration::from_secs(60);
 
 impl<'b> NewMachines<'b> {
     /// Lays new disks over those of the hosts, and boots those that the runner is installed on.
@@ -60,7 +66,7 @@ impl<'b> NewMachines<'b> {
         }
         let Some(booted) = self.booted.get(host) else { return self.bed.command(host, words) };
         let mut command = Command::new("nsenter");
-        command.args(["--target", &booted.systemd, "--mount", "--uts", "--net", "--pid", "--"]).args(words).current_dir("/");
+        command.args(["--target", &booted.first, "--mount", "--uts", "--net", "--pid", "--"]).args(words).current_dir("/");
         command
     }
 
@@ -125,21 +131,38 @@ fn mark(bed: &Bed, host: &str) -> String {
     format!("bwvisu-docs-{}-{host}", bed.get("BED_PREFIX"))
 }
 
+/// With a systemd; where none can be booted, with what stands in for it, and that is said.
 fn boot(bed: &Bed, host: &str, name: &str) -> Booted {
+    let wanted = std::env::var_os("DOCS_WITHOUT_SYSTEMD").is_none();
+    let booted = Some(()).filter(|()| wanted).and_then(|()| begin(bed, host, name, "systemd"));
+    booted.unwrap_or_else(|| {
+        eprintln!("!!! NOT RUN: {host} without a systemd of its own: units are started by tests/src/docs/systemctl");
+        let folder = repository().join("tests/src/docs").to_string_lossy().into_owned();
+        begin(bed, host, name, &folder).expect("a machine of its own")
+    })
+}
+
+/// Nothing if it does not come up.
+fn begin(bed: &Bed, host: &str, name: &str, manager: &str) -> Option<Booted> {
     let script = repository().join("tests/src/docs/boot").to_string_lossy().into_owned();
-    let child = bed.command(host, &["bash", &script, name, &mark(bed, host)]).stdout(Stdio::null()).spawn().unwrap();
+    let words = ["bash", &script, name, &mark(bed, host), manager];
+    let mut child = bed.command(host, &words).stdout(Stdio::null()).spawn().unwrap();
     let children = format!("/proc/{0}/task/{0}/children", child.id());
-    let first = || fs::read_to_string(&children).unwrap_or_default().split_whitespace().next().map(str::to_owned);
-    let is_systemd = |pid: &Option<String>| {
-        pid.as_ref().is_some_and(|pid| fs::read_to_string(format!("/proc/{pid}/comm")).is_ok_and(|comm| comm.trim() == "systemd"))
-    };
-    let systemd = until("a systemd to begin", 20, first, is_systemd).unwrap_or_default();
-    let booted = Booted { child, systemd };
-    let enter = ["--target", &booted.systemd, "--mount", "--uts", "--net", "--pid", "--", "systemctl", "is-system-running"];
-    let look = || {
-        let output = Command::new("nsenter").args(enter).output().unwrap();
-        String::from_utf8_lossy(&output.stdout).trim().to_owned()
-    };
-    until(&format!("{host} to be booted"), 60, look, |state| state == "running" || state == "degraded");
-    booted
+    let begun = Instant::now();
+    while begun.elapsed() < BOOT && child.try_wait().is_ok_and(|ended| ended.is_none()) {
+        let all = fs::read_to_string(&children).unwrap_or_default();
+        if let Some(first) = all.split_whitespace().next().filter(|first| is_up(first)) {
+            return Some(Booted { child, first: first.to_owned() });
+        }
+        thread::sleep(PAUSE);
+    }
+    let _ = child.kill();
+    let _ = child.wait();
+    None
+}
+
+fn is_up(first: &str) -> bool {
+    let question = ["--target", first, "--mount", "--uts", "--net", "--pid", "--", "systemctl", "is-system-running"];
+    let output = Command::new("nsenter").args(question).stderr(Stdio::null()).output().unwrap();
+    ["running", "degraded"].contains(&String::from_utf8_lossy(&output.stdout).trim())
 }

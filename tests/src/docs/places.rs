@@ -82,7 +82,9 @@ impl Words {
 
 /// Only whole words: 10.0.0.1 is no part of 10.0.0.17 or of 110.0.0.1.
 fn replace(text: &str, word: &str, by: &str) -> String {
-    let longer = |c: Option<char>| c.is_some_and(|c| c.is_ascii_alphanumeric());
+    // A job's number is no part of a time or an address.
+    let number = word.bytes().all(|byte| byte.is_ascii_digit());
+    let longer = |c: Option<char>| c.is_some_and(|c| c.is_ascii_alphanumeric() || number && matches!(c, ':' | '.'));
     let (mut done, mut rest) = (String::new(), text);
     while let Some(at) = rest.find(word) {
         let (before, after) = (&rest[..at], &rest[at + word.len()..]);
@@ -102,6 +104,7 @@ mod tests {
     fn whole_words_are_replaced() {
         let replaced = replace("10.0.0.1,10.0.0.10 110.0.0.1 a@10.0.0.1:22 http://10.0.0.1/", "10.0.0.1", "X");
         assert_eq!(replaced, "X,10.0.0.10 110.0.0.1 a@X:22 http://X/");
+        assert_eq!(replace("show 17; at 03:17, 1.17; /jobs/17", "17", "2"), "show 2; at 03:17, 1.17; /jobs/2");
     }
 
     #[test]
