@@ -380,7 +380,8 @@ fn documented_calls() -> BTreeSet<String> {
         let words: Vec<&str> = line.split(['`', ' ', ',', '[', ']', '|']).filter(|word| !word.is_empty()).collect();
         let methods = || words.iter().filter(|word| ["GET", "POST", "PUT", "DELETE"].contains(word));
         for path in words.iter().filter(|word| word.starts_with('/')) {
-            let parts = path.split('/').skip(1).map(|part| if part.starts_with('<') { "/<…>".into() } else { format!("/{part}") });
+            let parts =
+                path.split('/').skip(1).map(|part| if part.starts_with('<') { "/<…>".into() } else { format!("/{part}") });
             let path: String = parts.collect();
             calls.extend(methods().map(|method| format!("{method} {path}")));
         }
@@ -411,4 +412,15 @@ fn every_member_of_a_job_is_documented() {
         let in_table = page.contains(&format!("`{member}`")) || member.ends_with("-at") && page.contains("`…-at`");
         assert!(in_table && page.contains(&format!("\"{member}\": ")), "{member} is missing in docs/api.md");
     }
+}
+
+#[test]
+fn the_rules_for_sudo_are_those_that_come_along() {
+    let rules = |text: &str| -> BTreeSet<String> {
+        text.lines().filter(|line| line.starts_with("bwvisurunner ALL=(")).map(str::to_owned).collect()
+    };
+    let mut packed = rules(&read("packaging/examples/sudoers.command-node"));
+    packed.extend(rules(&read("packaging/examples/sudoers.gateway-node")));
+    assert_eq!(packed.len(), 2);
+    assert_eq!(blocks("docs/install.md", "sudoers").iter().flat_map(|block| rules(block)).collect::<BTreeSet<_>>(), packed);
 }
