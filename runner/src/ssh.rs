@@ -118,12 +118,28 @@ impl Node {
         })
     }
 
-    /// Like [`run`](Self::run), for what must not be done twice.
-    pub fn run_once(&self, line: &str, stdin: &[u8], limit: Duration) -> Result<Output> {
+    /// Like [`run`](Self::run), for programs that run as another user. Nothing else is ever run in their shell: whoever a process belongs to
+    /// can take its output from it, hold on to it, and write into the answers of later commands.
+    pub fn run_as_user(&self, line: &str, stdin: &[u8], limit: Duration) -> Result<Output> {
         self.noted(line, || {
             let deadline = Instant::now() + limit;
             let _session = self.session(deadline)?;
-            self.attempt(line, stdin, deadline)
+            match self.attempt_as_user(line, stdin, deadline) {
+                Err(error) if error.kind == ErrorKind::Unknown && Instant::now() < deadline => {
+                    log::debug!("{}: {error}; once more", self.address);
+                    self.attempt_as_user(line, stdin, deadline)
+                }
+                result => result,
+            }
+        })
+    }
+
+    /// Like [`run_as_user`](Self::run_as_user), for what must not be done twice.
+    pub fn run_as_user_once(&self, line: &str, stdin: &[u8], limit: Duration) -> Result<Output> {
+        self.noted(line, || {
+            let deadline = Instant::now() + limit;
+            let _session = self.session(deadline)?;
+            self.attempt_as_user(line, stdin, deadline)
         })
     }
 
@@ -147,15 +163,25 @@ impl Node {
     }
 
     fn attempt(&self, line: &str, stdin: &[u8], deadline: Instant) -> Result<Output> {
+        let (output, channel) = self.ask(line, stdin, deadline)?;
+        self.keep(channel);
+        Ok(output)
+    }
+
+    fn attempt_as_user(&self, line: &str, stdin: &[u8], deadline: Instant) -> Result<Output> {
+        let (output, channel) = self.ask(line, stdin, deadline)?;
+        channel.shell.finish();
+        Ok(output)
+    }
+
+    /// Runs it in a shell, which comes back with the answer.
+    fn ask(&self, line: &str, stdin: &[u8], deadline: Instant) -> Result<(Output, Kept)> {
         if line.contains('\n') || stdin.contains(&0) {
             return Err(Error::internal("a command of several lines, or a zero byte in its input, cannot be sent"));
         }
         let mut channel = self.channel(deadline)?;
         match channel.shell.run(line, stdin, deadline) {
-            Ok(output) => {
-                self.keep(channel);
-                Ok(output)
-            }
+            Ok(output) => Ok((output, channel)),
             Err(broken) => Err(self.broke(&channel.socket, broken)),
         }
     }

@@ -92,7 +92,11 @@ impl Slurm {
 
     /// Runs a command that may be repeated on the first node that answers it, also when a connection broke over it.
     fn on_first<T>(&self, line: &str, stdin: &[u8], limit: Duration, judge: impl Fn(&Output) -> Result<T>) -> Result<T> {
-        let run = |node: &Node| match node.run(line, stdin, limit) {
+        self.on_first_by(|node| node.run(line, stdin, limit), judge)
+    }
+
+    fn on_first_by<T>(&self, run: impl Fn(&Node) -> Result<Output>, judge: impl Fn(&Output) -> Result<T>) -> Result<T> {
+        let run = |node: &Node| match run(node) {
             Err(error) if error.kind == ErrorKind::Unknown => Err(Error { kind: ErrorKind::Unavailable, ..error }),
             result => result,
         };
@@ -138,12 +142,12 @@ impl CommandNode {
 impl Scheduler for Slurm {
     fn submit(&self, submission: &Submission) -> Result<String> {
         let line = sbatch_line(submission);
-        self.first_answer(|node| node.run_once(&line, submission.script.as_bytes(), SUBMIT_LIMIT), judge_sbatch)
+        self.first_answer(|node| node.run_as_user_once(&line, submission.script.as_bytes(), SUBMIT_LIMIT), judge_sbatch)
     }
 
     fn cancel(&self, user: &str, scheduler_job_id: &str) -> Result<()> {
         let line = shell::join(["sudo", "-n", "-u", user, "scancel", scheduler_job_id]);
-        self.on_first(&line, b"", LOOK_LIMIT, judge_scancel)
+        self.on_first_by(|node| node.run_as_user(&line, b"", LOOK_LIMIT), judge_scancel)
     }
 
     fn list(&self, names: &[String]) -> Result<Vec<Seen>> {

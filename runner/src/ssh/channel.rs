@@ -17,6 +17,7 @@ use rustix::io::{Errno, ioctl_fionbio, read, write};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::process::{Child, ChildStderr, ChildStdin, ChildStdout, Command, ExitStatus, Stdio};
+use std::thread;
 use std::time::{Duration, Instant};
 
 /// What the other side runs. `read` takes a line byte by byte, as it must where others read on, and `head` what belongs to it.
@@ -28,6 +29,9 @@ const LOOP: &str = r#"exec sh -c 'while read -r mark size line; do
     printf "\n%s %s\n" "$mark" "$status"
     printf "\n%s\n" "$mark" >&2
 done'"#;
+
+/// How long a session may take to end in good order.
+const FAREWELL: Duration = Duration::from_millis(500);
 
 /// Why a command has no answer.
 #[derive(Debug)]
@@ -41,7 +45,8 @@ pub enum Broken {
 /// The shell, and our ends of its streams. Dropping it ends the session.
 pub struct Channel {
     child: Child,
-    stdin: ChildStdin,
+    /// Closed when the shell is to end.
+    stdin: Option<ChildStdin>,
     stdout: ChildStdout,
     stderr: ChildStderr,
     /// When it last answered.
@@ -50,10 +55,14 @@ pub struct Channel {
 
 impl Channel {
     /// A shell behind `ssh`, which lacks nothing but the command. Comes back when it has answered, at most at `deadline`.
-    pub fn open(mut ssh: Command, deadline: Instant) -> Result<Self, Broken> {
+    pub fn open(ssh: Command, deadline: Instant) -> Result<Self, Broken> {
+        Self::open_with(ssh, LOOP, deadline)
+    }
+
+    fn open_with(mut ssh: Command, script: &str, deadline: Instant) -> Result<Self, Broken> {
         let gone = |words: &str| Broken::Ended(words.to_owned());
         let mut child = ssh
-            .arg(LOOP)
+            .arg(script)
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
@@ -67,7 +76,7 @@ impl Channel {
         for pipe in [stdin.as_fd(), stdout.as_fd(), stderr.as_fd()] {
             ioctl_fionbio(pipe, true).map_err(|e| Broken::Ended(format!("no pipes to ssh: {e}")))?;
         }
-        let mut channel = Self { child, stdin, stdout, stderr, heard: Instant::now() };
+        let mut channel = Self { child, stdin: Some(stdin), stdout, stderr, heard: Instant::now() };
         // A login shell may print a greeting, which goes before the first answer.
         channel.run(":", b"", deadline)?;
         Ok(channel)
@@ -85,9 +94,19 @@ impl Channel {
         request.extend_from_slice(input);
         request.extend_from_slice(mark.as_bytes());
         let mut exchange = Exchange::new(&mark, request);
-        exchange.carry(self.stdin.as_fd(), self.stdout.as_fd(), self.stderr.as_fd(), deadline)?;
+        let stdin = self.stdin.as_ref().ok_or_else(|| Broken::Ended("the shell was ended".into()))?;
+        exchange.carry(stdin.as_fd(), self.stdout.as_fd(), self.stderr.as_fd(), deadline)?;
         self.heard = Instant::now();
         exchange.output()
+    }
+
+    /// Ends the session in good order, so that sshd has room for the next one. Whoever holds on to its streams does not hold us up.
+    pub fn finish(mut self) {
+        self.stdin = None;
+        let until = Instant::now() + FAREWELL;
+        while matches!(self.child.try_wait(), Ok(None)) && Instant::now() < until {
+            thread::sleep(Duration::from_millis(1));
+        }
     }
 }
 
@@ -280,10 +299,11 @@ mod tests {
     fn a_command_that_was_cut_off_on_its_way_is_never_run() {
         with_each_shell(|channel, folder, shell| {
             let whole = "0123456789abcdef 40 touch broken-out\nonly a part of it";
-            write(channel.stdin.as_fd(), whole.as_bytes()).unwrap();
+            let stdin = channel.stdin.as_mut().unwrap();
+            write(stdin.as_fd(), whole.as_bytes()).unwrap();
             // The connection ends here.
             let (nothing, other) = std::io::pipe().unwrap();
-            drop(std::mem::replace(&mut channel.stdin, ChildStdin::from(std::os::fd::OwnedFd::from(other))));
+            drop(std::mem::replace(stdin, ChildStdin::from(std::os::fd::OwnedFd::from(other))));
             drop(nothing);
             assert!(channel.child.wait().unwrap().success(), "{shell}");
             assert!(!folder.join("broken-out").exists(), "{shell}");
@@ -300,6 +320,22 @@ mod tests {
             let ended = channel.run("echo why >&2; kill -9 $$", b"", soon());
             assert!(matches!(&ended, Err(Broken::Ended(words)) if words.contains("why")), "{shell}: {ended:?}");
         });
+    }
+
+    #[test]
+    fn a_session_ends_in_good_order_and_nobody_who_keeps_its_streams_holds_that_up() {
+        let folder = tempfile::tempdir().unwrap();
+        let at_its_end = "trap 'echo over >over' 0; ";
+        let mut ssh = Command::new("sh");
+        ssh.args(["-c", &format!("{at_its_end}eval \"$1\""), "sh"]).current_dir(folder.path());
+        // The subshell keeps what is run from replacing the shell that has the trap.
+        let script = LOOP.strip_prefix("exec ").unwrap();
+        let mut channel = Channel::open_with(ssh, script, soon()).unwrap();
+        assert_eq!(channel.run("sleep 3 & echo done", b"", soon()).unwrap().stdout, "done\n");
+        let begun = Instant::now();
+        channel.finish();
+        assert!(folder.path().join("over").exists());
+        assert!(begun.elapsed() < Duration::from_secs(2), "{:?}", begun.elapsed());
     }
 
     #[test]
