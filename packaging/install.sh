@@ -38,10 +38,26 @@ place() {
     esac
 }
 
-# Never half a file under its name, and never into a program that runs.
+by_root() { [ "$(id -u)" = 0 ]; }
+
+# Whoever may write into a folder above the programs could put others in their place, which root or the service would run.
+check_way() {
+    folder=$root$prefix
+    while [ -n "${folder#"$root"}" ]; do
+        if [ -n "$(find -H "$folder" -prune \( ! -user 0 -o -perm -0002 \) 2>/dev/null)" ]; then
+            fail "$folder is not root's, or everybody may write there: choose another --prefix, or mend it"
+        fi
+        folder=${folder%/*}
+    done
+}
+
+# Never half a file under its name, and never into a program that runs. It is root's, whoever has unpacked the archive.
 put() {
     mkdir -p "$(dirname "$2")"
-    cp -Pp "$1" "$2.installing" && mv -f "$2.installing" "$2"
+    rm -f "$2.installing"
+    cp -Pp "$1" "$2.installing"
+    ! by_root || chown -h 0:0 "$2.installing"
+    mv -f "$2.installing" "$2"
 }
 
 put_all() {
@@ -94,7 +110,8 @@ account() {
 
 install_all() {
     [ -d "$files" ] || fail "the folder $files is missing; unpack the whole archive"
-    [ -n "$root" ] || [ "$(id -u)" = 0 ] || fail 'only root can install here; or name another --root'
+    [ -n "$root" ] || by_root || fail 'only root can install here; or name another --root'
+    ! by_root || check_way
     put_all
     settle
     mkdir -p "$root/var/lib/runner"
