@@ -84,6 +84,8 @@ impl Visit<'_> {
         self.line.asks(&head.method, &head.target);
         if let Some(screen) = &self.guard.screen {
             match screen(&asked(&head, self.seat)) {
+                // Whoever may ask without a name may not send us anything.
+                Ok(None) if head.body_length > 0 => return Err(Refusal::new(413, "this page takes no body").into()),
                 Ok(user) => self.line.is_of(user, head.request_id.as_deref()),
                 Err(denial) => self.deny(&head, denial)?,
             }
@@ -142,6 +144,9 @@ impl Visit<'_> {
     /// The wait holds no worker, only the seat, and that may be lost; it ends at once when the client goes.
     fn deny(&mut self, head: &Head, denial: Denial) -> Result<(), End> {
         self.stream.allow(denial.after);
+        if !denial.after.is_zero() {
+            self.seat.denied();
+        }
         loop {
             match self.read_some() {
                 Ok(()) => self.buffer.clear(),

@@ -40,6 +40,8 @@ enum Stage {
     Idle,
     /// A request has begun and is not complete.
     Arriving,
+    /// A password was wrong, and the answer to it waits.
+    Denied,
     /// A whole request is there, and its answer is made or written.
     Answering,
 }
@@ -57,13 +59,14 @@ impl Seats {
         Arc::new(Self { total, per_address, room: Mutex::default() })
     }
 
-    /// A seat for `socket`, and the address of whoever had to leave for it. The socket comes back if its address has its
-    /// share, or if every seat is somebody's who is being answered.
+    /// A seat for `socket`, and the address of whoever had to leave for it because all were taken. The socket comes back if its address has its
+    /// share, or if every seat is somebody's who is being answered. Wrong passwords do not count for that share: behind a proxy all clients have
+    /// one address, and who guesses must not keep out the others.
     pub(super) fn take(self: &Arc<Self>, socket: TcpStream, peer: IpAddr) -> Result<(Seat, Option<IpAddr>), TcpStream> {
         let peer = peer.to_canonical();
         let mut room = self.room();
         let here = room.addresses.get(&network(peer)).copied().unwrap_or(0);
-        if here >= self.share(room.taken.len()) {
+        if here >= self.share(room.taken.len()) && !room.put_out_denied(network(peer)) {
             return Err(socket);
         }
         let mut left = None;
@@ -126,6 +129,17 @@ impl Room {
         unfinished().for_each(|(_, sitter)| *counts.entry(sitter.network).or_default() += 1);
         let worst = |id: u64, sitter: &Sitter| (counts.get(&sitter.network).copied(), Reverse((sitter.since, id)));
         let id = unfinished().max_by_key(|(id, sitter)| worst(**id, sitter)).map(|(id, _)| *id)?;
+        self.put_out_this(id)
+    }
+
+    /// Ends the oldest connection of this network on which a password was wrong, if there is one.
+    fn put_out_denied(&mut self, network: IpAddr) -> bool {
+        let denied = self.taken.iter().filter(|(_, sitter)| sitter.stage == Stage::Denied && sitter.network == network);
+        let oldest = denied.min_by_key(|(id, sitter)| (sitter.since, **id)).map(|(id, _)| *id);
+        oldest.and_then(|id| self.put_out_this(id)).is_some()
+    }
+
+    fn put_out_this(&mut self, id: u64) -> Option<IpAddr> {
         let sitter = self.leave(id)?;
         // Its thread wakes, finds the connection ended, and ends too.
         let _ = sitter.socket.shutdown(Shutdown::Both);
@@ -156,6 +170,11 @@ impl Seat {
     /// A request has begun.
     pub(super) fn arriving(&self) {
         self.enter(Stage::Arriving);
+    }
+
+    /// A password was wrong, and the answer waits.
+    pub(super) fn denied(&self) {
+        self.enter(Stage::Denied);
     }
 
     /// A whole request is there. Says no if the seat is lost already; the request is not to be begun then.
@@ -217,6 +236,23 @@ mod tests {
         assert_eq!(seats.taken(), 0);
         assert!(seats.room().addresses.is_empty(), "nothing is remembered of who has left");
         assert!(take("10.0.0.1").is_some());
+    }
+
+    #[test]
+    fn who_guesses_passwords_keeps_nobody_of_their_address_out() {
+        let mut socket = sockets();
+        let seats = Seats::new(30, 2);
+        let mut take = |last: u8| seats.take(socket(), [10, 0, 0, last].into());
+        let (a, b) = (take(1).unwrap().0, take(1).unwrap().0);
+        b.denied();
+        assert!(take(2).is_ok() && take(1).unwrap().1.is_none(), "it is no fault of the room");
+        assert!(a.answering() && !b.answering(), "the other one is out");
+        let (c, _) = take(1).unwrap();
+        assert!(take(1).is_err(), "nobody else of that address is put out");
+        c.denied();
+        assert!(take(1).is_ok());
+        drop((a, b, c));
+        assert_eq!(seats.taken(), 0);
     }
 
     #[test]
