@@ -185,7 +185,7 @@ fn home(place: &str, user: Option<&User>, wanted: &Wanted, answers: &Answers) ->
     let make = || {
         let words = "jobs run and log there, on the compute nodes too: make it, or mend bwvisu-home-prefix in config.json";
         let (name, group) = (shell::quote(&user.name), user.gid);
-        Advice::new(words).run(format!("install -d -o {name} -g {group} -m 700 {home}"))
+        Advice::new(words).run(format!("install -d -o {name} -g {group} -m 700 {}", shell::quote(&home)))
     };
     match (answer.status, answer.text.trim()) {
         (0, owner) if owner == user.name => Finding::ok(Check::Home, place, home),

@@ -248,7 +248,7 @@ fn advice(kind: Contact, login: &Login, ssh: &SshOptions, program: &str) -> Advi
                 let key = shell::quote(key.trim());
                 format!(
                     "home=$(getent passwd {user} | cut -d: -f6) && install -d -o {user} -m 700 \"$home/.ssh\" && \
-                     echo {key} >>\"$home/.ssh/authorized_keys\" && chown {user} \"$home/.ssh/authorized_keys\" && \
+                     echo {key} >>\"$home/.ssh/authorized_keys\" && chown -h {user} \"$home/.ssh/authorized_keys\" && \
                      chmod 600 \"$home/.ssh/authorized_keys\""
                 )
             };

@@ -1,7 +1,8 @@
 //! What a look at the whole came to: findings, for people as a table and for programs as JSON.
 
+use crate::domain::text::printable;
 use serde::Serialize;
-use std::fmt::{self, Write};
+use std::fmt;
 
 /// Where the checks of this machine were made.
 pub const HERE: &str = "this machine";
@@ -260,13 +261,13 @@ impl fmt::Display for Report {
         for finding in &self.checks {
             let found = one_line(&finding.found);
             let (name, result) = (finding.check.name(), finding.result.word());
-            writeln!(f, "{name:check$}  {:place$}  {result:11}  {found}", finding.place)?;
+            writeln!(f, "{name:check$}  {:place$}  {result:11}  {found}", one_line(&finding.place))?;
             let margin = check + place + 4;
             if let Some(advice) = &finding.advice {
                 writeln!(f, "{:margin$}to do:       {}", "", one_line(advice))?;
             }
             if let Some((command, on)) = finding.command.as_ref().zip(finding.command_on.as_ref()) {
-                writeln!(f, "{:margin$}on {on}, as root:\n{:margin$}             {command}", "", "")?;
+                writeln!(f, "{:margin$}on {on}, as root:\n{:margin$}             {}", "", "", printable(command))?;
             }
         }
         let [ok, warnings, failed, not] =
@@ -275,19 +276,9 @@ impl fmt::Display for Report {
     }
 }
 
-/// What other machines said must not move the cursor or add lines.
+/// What other machines said must not move the cursor, add lines or hide a part of itself.
 fn one_line(text: &str) -> String {
-    let mut line = String::new();
-    for c in text.chars() {
-        match c {
-            '\n' | '\t' => line.push(' '),
-            c if c.is_control() => {
-                let _ = write!(line, "{}", c.escape_default());
-            }
-            c => line.push(c),
-        }
-    }
-    line
+    printable(&text.replace(['\n', '\t'], " "))
 }
 
 #[cfg(test)]

@@ -132,7 +132,7 @@ fn owner(path: &Path, config: &Config, secrets: Finding) -> Finding {
         return secrets;
     }
     let (shown, account) = (path.display(), account_name(account));
-    let advice = Advice::new("give it to the account that the service runs as").run(format!("chown {account} {shown}"));
+    let advice = Advice::new("give it to the account that the service runs as").run(format!("chown -h {account} {shown}"));
     failed(Check::Secrets, format!("{shown} cannot be read by {account}, who owns the state folder"), advice)
 }
 
@@ -316,7 +316,8 @@ fn embedded(config: &Config, path: &Path) -> Finding {
         Err(_) => ok(Check::Store, format!("embedded; the service makes {shown} at its first start")),
         Ok(metadata) if metadata.uid() != service_account(config) => {
             let account = account_name(service_account(config));
-            let advice = Advice::new("give it to the account that the service runs as").run(format!("chown {account} {shown}"));
+            let advice =
+                Advice::new("give it to the account that the service runs as").run(format!("chown -h {account} {shown}"));
             failed(Check::Store, format!("{shown} belongs to {}", account_name(metadata.uid())), advice)
         }
         Ok(metadata) => ok(Check::Store, format!("embedded, {shown}, {} KB", metadata.len() >> 10)),
@@ -397,12 +398,12 @@ fn ssh_key(config: &Config) -> Finding {
     let (shown, account) = (file.display(), account_name(service_account(config)));
     let Ok(metadata) = file.metadata() else {
         let advice = Advice::new("make one, and put its .pub into the authorized_keys of all nodes")
-            .run(format!("ssh-keygen -q -t ed25519 -N '' -f {shown} && chown {account} {shown}"));
+            .run(format!("ssh-keygen -q -t ed25519 -N '' -f {shown} && chown -h {account} {shown}"));
         return failed(Check::SshKey, format!("{shown} is not there"), advice);
     };
     if metadata.mode() & 0o077 != 0 || metadata.uid() != service_account(config) {
         let advice = Advice::new("ssh takes a key only if it is its account's alone")
-            .run(format!("chown {account} {shown} && chmod 0600 {shown}"));
+            .run(format!("chown -h {account} {shown} && chmod 0600 {shown}"));
         let found = format!("{shown} belongs to {} and has mode {:04o}", account_name(metadata.uid()), metadata.mode() & 0o777);
         return failed(Check::SshKey, found, advice);
     }

@@ -36,7 +36,12 @@ pub(super) fn in_use(gateway: &GatewayNode, wanted: &Wanted, answers: &Answers) 
         let rule = shell::join(rule.iter().map(String::as_str));
         let found = format!("another rule forwards ports of ours{}: {chain} {rule}", and_more(foreign.len()));
         let advice = Advice::new(format!("ours comes first, and would cut that off: remove it if nobody needs it, {other}"));
-        return Finding::failed(Check::PortRange, place, found, advice.run(format!("iptables -t nat -D {chain} {rule}")));
+        return Finding::failed(
+            Check::PortRange,
+            place,
+            found,
+            advice.run(format!("iptables -t nat -D {} {rule}", shell::quote(chain))),
+        );
     }
     Finding::ok(Check::PortRange, place, format!("nobody else has ports of {range}"))
 }
