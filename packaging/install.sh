@@ -72,7 +72,16 @@ put_all() {
         esac
     done <"$list.all"
     rm "$list.all"
+    remove_former
     mv "$list.installing" "$list"
+}
+
+# What the version before had, and this one has not.
+remove_former() {
+    [ -e "$list" ] || return 0
+    while read -r file; do
+        grep -qxF -e "$file" "$list.installing" || rm -f "$root$file"
+    done <"$list"
 }
 
 put_configuration() {
