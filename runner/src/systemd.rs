@@ -6,13 +6,16 @@
 use crate::error::{Error, Result};
 use listenfd::ListenFd;
 use sd_notify::NotifyState;
+use std::io::ErrorKind;
 use std::net::{SocketAddr, TcpListener};
 use std::os::fd::AsFd;
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// Who waits for a connection while the program is started anew waits here. The kernel may allow less (`net.core.somaxconn`).
 const QUEUE: i32 = 1024;
+/// How long systemd may take to close a socket that is let go. Until then no other one can listen at an address that it covers.
+const LETTING_GO: Duration = Duration::from_secs(3);
 
 /// Listening sockets that systemd handed over: those it kept of the program before, or those of a socket unit.
 #[derive(Default)]
@@ -47,9 +50,9 @@ impl Sockets {
             log::info!("{name}: goes on with the socket that systemd kept ({kept})");
             return Ok(listener);
         }
-        self.let_go_of(name);
+        let patience = if self.let_go_of(name) { LETTING_GO } else { Duration::ZERO };
         let cannot = |error: std::io::Error| Error::unavailable(format!("{name}: cannot listen on {address}: {error}"));
-        let listener = TcpListener::bind(address).map_err(cannot)?;
+        let listener = bind(address, patience).map_err(cannot)?;
         rustix::net::listen(&listener, QUEUE).map_err(|error| cannot(error.into()))?;
         keep(name, &listener);
         Ok(listener)
@@ -63,20 +66,37 @@ impl Sockets {
         }
     }
 
-    fn let_go_of(&mut self, name: &str) {
+    /// Whether there was one.
+    fn let_go_of(&mut self, name: &str) -> bool {
         let before = self.passed.len();
         self.passed.retain(|(kept, _)| kept != name);
-        if self.passed.len() < before {
+        let was_there = self.passed.len() < before;
+        if was_there {
             log::info!("the socket {name:?} that systemd kept is not where the configuration wants one: it is let go");
             tell(&[NotifyState::FdStoreRemove, NotifyState::FdName(name)]);
+        }
+        was_there
+    }
+}
+
+/// Tries again for so long where the address is taken.
+fn bind(address: SocketAddr, patience: Duration) -> std::io::Result<TcpListener> {
+    let begun = Instant::now();
+    loop {
+        match TcpListener::bind(address) {
+            Err(error) if error.kind() == ErrorKind::AddrInUse && begun.elapsed() < patience => {
+                thread::sleep(Duration::from_millis(20))
+            }
+            result => return result,
         }
     }
 }
 
-/// Whether a socket that is bound here does what is asked for there.
+/// Whether a socket that is bound here does what is asked for there. One for all addresses of IPv6 takes those of IPv4 too; not the other way
+/// round.
 fn serves(bound: SocketAddr, asked: SocketAddr) -> bool {
     let (here, there) = (bound.ip(), asked.ip());
-    let everywhere = here.is_unspecified() && there.is_unspecified();
+    let everywhere = here.is_unspecified() && there.is_unspecified() && here.is_ipv6();
     bound.port() == asked.port() && (here == there || everywhere)
 }
 
@@ -131,5 +151,24 @@ fn feed(ailing: Option<String>) {
     match ailing {
         None => tell(&[NotifyState::Watchdog]),
         Some(words) => log::error!("{words}: systemd's watchdog is not told that all is well"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_kept_socket_serves_where_it_takes_all_that_is_asked_for() {
+        for (bound, asked, expected) in [
+            ("127.0.0.1:80", "127.0.0.1:80", true),
+            ("127.0.0.1:80", "127.0.0.1:81", false),
+            ("127.0.0.1:80", "0.0.0.0:80", false),
+            ("0.0.0.0:80", "127.0.0.1:80", false),
+            ("[::]:80", "0.0.0.0:80", true),
+            ("0.0.0.0:80", "[::]:80", false),
+        ] {
+            assert_eq!(serves(bound.parse().unwrap(), asked.parse().unwrap()), expected, "{bound} {asked}");
+        }
     }
 }
