@@ -98,14 +98,15 @@ mod tests {
     use crate::error::{Error, Result};
     use crate::store::{Backend, Change, Versioned};
     use std::sync::atomic::{AtomicUsize, Ordering};
+    use std::sync::mpsc::{Receiver, channel};
 
-    /// A database that does not answer, and counts who asks.
-    struct Away(Arc<AtomicUsize>);
+    /// A database that counts who asks, and says that it is away as soon as it may.
+    struct Away(Arc<AtomicUsize>, Mutex<Receiver<()>>);
 
     impl Backend for Away {
         fn get(&self, _: &[String]) -> Result<Vec<Option<Versioned>>> {
             self.0.fetch_add(1, Ordering::SeqCst);
-            std::thread::sleep(Duration::from_millis(300));
+            lock(&self.1).recv_timeout(Duration::from_secs(60)).expect("everybody else was answered meanwhile");
             Err(Error::unavailable("10.0.0.7 does not answer"))
         }
         fn scan(&self, _: &str) -> Result<Vec<(String, Versioned)>> {
@@ -123,7 +124,8 @@ mod tests {
     #[test]
     fn a_crowd_that_asks_costs_one_call_of_a_database_that_is_away_and_nobody_else_waits() {
         let (calls, stop) = (Arc::new(AtomicUsize::new(0)), Stop::default());
-        let store = Arc::new(Store::new(Box::new(Away(Arc::clone(&calls)))));
+        let (answer, may_answer) = channel();
+        let store = Arc::new(Store::new(Box::new(Away(Arc::clone(&calls), Mutex::new(may_answer)))));
         let text = r#"{"bwvisu-home-prefix": "/h", "keyholed-servers": [{"ip": "127.0.0.1", "port": 80}], "scheduler": "slurm",
             "command-nodes": [{"ip": "cmd0", "user": "r"}], "gateway-nodes": [{"internal-ip": "10.0.0.1", "external-ip": "192.0.2.1", "user": "r"}]}"#;
         let path = std::path::Path::new("/nowhere/config.json");
@@ -132,10 +134,15 @@ mod tests {
         let cluster = Arc::new(Cluster::new(&config.clusters[0], &config).unwrap());
         let vitals = Vitals::new(store, Box::new(move || vec![Arc::clone(&cluster)]), Arc::default(), stop.clone());
         std::thread::scope(|scope| {
-            let asked: Vec<_> = (0..20).map(|_| scope.spawn(|| vitals.reasons())).collect();
-            let answers: Vec<_> = asked.into_iter().map(|thread| thread.join().unwrap()).collect();
-            assert_eq!(answers.iter().filter(|reasons| **reasons == ["the database does not answer"]).count(), 1);
-            assert_eq!(answers.iter().filter(|reasons| **reasons == ["it is not known yet"]).count(), 19);
+            let (tell, told) = channel();
+            for _ in 0..20 {
+                let (tell, vitals) = (tell.clone(), &vitals);
+                scope.spawn(move || tell.send(vitals.reasons()));
+            }
+            let next = || told.recv_timeout(Duration::from_secs(60)).unwrap();
+            (0..19).for_each(|_| assert_eq!(next(), ["it is not known yet"]));
+            answer.send(()).unwrap();
+            assert_eq!(next(), ["the database does not answer"]);
         });
         assert_eq!(vitals.reasons(), ["the database does not answer"]);
         assert_eq!(calls.load(Ordering::SeqCst), 1, "what is fresh is not asked for again");
