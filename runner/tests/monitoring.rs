@@ -69,6 +69,26 @@ fn a_dashboard_has_panels_with_questions_and_units_that_do_not_overlap() {
     assert_eq!(ids.len(), panels.len());
 }
 
+/// What the panels ask, as rules, which promtool can read; the variable is Grafana's.
+fn questions(dashboard: &str) -> String {
+    let dashboard: Value = serde_json::from_str(dashboard).unwrap();
+    let targets = dashboard["panels"].as_array().unwrap().iter().filter_map(|panel| panel["targets"].as_array()).flatten();
+    let rules = targets.enumerate().map(|(number, target)| {
+        let question = target["expr"].as_str().unwrap().replace("$job", ".*");
+        assert!(!question.contains('$'), "an unknown variable: {question}");
+        serde_json::json!({"record": format!("panel:{number}"), "expr": question})
+    });
+    serde_json::json!({"groups": [{"name": "panels", "rules": rules.collect::<Vec<_>>()}]}).to_string()
+}
+
+#[test]
+fn promtool_understands_every_question_of_the_dashboard() {
+    let folder = tempfile::tempdir().unwrap();
+    let rules = folder.path().join("panels.yml");
+    fs::write(&rules, questions(&read("dashboard.json"))).unwrap();
+    assert_eq!(promtool::complaints(&["check", "rules", rules.to_str().unwrap()], b""), None);
+}
+
 /// The names behind `word`.
 fn names(text: &str, word: &str) -> BTreeSet<String> {
     text.lines().filter_map(|line| line.trim().strip_prefix(word)).map(str::to_owned).collect()
