@@ -8,6 +8,8 @@ use std::fmt::Write;
 
 /// What is called there, and by whom: the first three by sudo.
 pub(super) const BY_SUDO: [&str; 3] = ["sbatch", "squeue", "scancel"];
+/// Where `PrivateData` hides jobs from our account, root is asked how they ended.
+pub(super) const MAY_BE_ALLOWED: &str = "sacct";
 const PROGRAMS: [&str; 6] = ["sbatch", "squeue", "scancel", "sudo", "getent", "id"];
 /// Who stands for a user where none was named.
 const ANYBODY: &str = "nobody";

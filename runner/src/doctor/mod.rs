@@ -45,11 +45,17 @@ pub fn examine(named: Option<&Path>, options: &Options) -> (Option<Config>, Repo
             let here = scope.spawn(|| runner::examine(config, &options.program));
             let clusters: Vec<Finding> =
                 config.clusters.iter().flat_map(|cluster| examine_cluster(cluster, &ssh, options)).collect();
-            report.checks.extend(here.join().unwrap_or_default());
+            report.checks.extend(here.join().unwrap_or_else(|_| vec![broken_off()]));
             report.checks.extend(clusters);
         });
     }
     (config, report)
+}
+
+/// What was not looked at may not pass for good.
+fn broken_off() -> Finding {
+    let advice = Advice::new("that is a fault of this program: report it, with what it wrote to standard error");
+    Finding::failed(Check::Configuration, HERE, "the look at this machine ended by itself", advice)
 }
 
 fn examine_cluster(cluster: &Cluster, ssh: &SshOptions, options: &Options) -> Vec<Finding> {
@@ -78,12 +84,13 @@ fn is_also(cluster: &Cluster, login: &Login) -> (bool, bool) {
     (command, gateway)
 }
 
-/// What our account needs of sudo on a machine: the programs, and the rules that say so.
+/// What our account needs (or may have) of sudo on a machine: the programs, and the rules that say so.
 fn needed(cluster: &Cluster, login: &Login, answers: Option<&Answers>) -> (Vec<&'static str>, Vec<String>) {
     let (mut programs, mut lines) = (Vec::new(), Vec::new());
     let (command, gateway) = is_also(cluster, login);
     if command {
         programs.extend(command_node::BY_SUDO);
+        programs.push(command_node::MAY_BE_ALLOWED);
         lines.push(command_node::sudo_rule(&login.user, answers));
     }
     if gateway {
