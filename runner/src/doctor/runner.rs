@@ -22,7 +22,16 @@ use std::time::{Duration, Instant, SystemTime};
 /// The processors that keyhole-clients are made for.
 const ARCHITECTURES: [&str; 2] = ["x86_64", "aarch64"];
 /// Words that stand in examples.
-const PLACEHOLDERS: [&str; 6] = ["a long random word", "change-me", "changeme", "change me", "CHANGE-ME", "password"];
+const PLACEHOLDERS: [&str; 8] = [
+    "a long random word",
+    "change-me",
+    "changeme",
+    "change me",
+    "CHANGE-ME",
+    "password",
+    "5d41402abc4b2a76b9719d911017c592a9f0e61a2c3d4e5f",
+    "7b52009b64fd0a2a49e6d8a939753077792b0554c1d2e3f4",
+];
 /// A password that is shorter can be guessed.
 const SHORT: usize = 12;
 /// A certificate is renewed in good time.
