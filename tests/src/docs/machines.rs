@@ -120,8 +120,15 @@ const COVER: &str = "set -e
 
 /// The control groups that a systemd made below its own.
 fn remove_groups(mark: &str) {
-    let script = format!("find /sys/fs/cgroup/systemd/{mark} /sys/fs/cgroup/{mark} -depth -type d -exec rmdir {{}} +");
-    let remove = || Command::new("sh").args(["-c", &script]).stderr(Stdio::null()).status();
+    // Where they may only be looked at, that is changed for this command alone.
+    let script = format!(
+        "for place in /sys/fs/cgroup/systemd /sys/fs/cgroup; do
+            [ -d $place/{mark} ] || continue
+            [ -w $place ] || mount -o remount,rw,bind $place
+            find $place/{mark} -depth -type d -exec rmdir {{}} +
+        done"
+    );
+    let remove = || Command::new("unshare").args(["--mount", "sh", "-c", &script]).stderr(Stdio::null()).status();
     // The last processes may still be on their way out.
     let gone = || !["/sys/fs/cgroup/systemd", "/sys/fs/cgroup"].iter().any(|place| Path::new(place).join(mark).exists());
     until("its control groups to be gone", 10, || remove().map(|_| gone()).unwrap_or_default(), |gone| *gone);
