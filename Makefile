@@ -16,7 +16,7 @@ help:
 	@echo 'make build   a static install folder in dist/, ready to be copied to another machine'
 	@echo 'make rpm     the same as an RPM in packages/; also: make deb, make tarball (with an install script), make source (for rpmbuild -ba)'
 	@echo 'make test    all tests, with a real cluster in network namespaces where this is root'
-	@echo 'make matrix  the short way of a job with Slurm, etcd, ssh, iptables and nc of other releases (about 15 minutes, 2 GB); then make rpm twice from nothing (10 more)'
+	@echo 'make matrix  the short way of a job with Slurm, etcd, ssh, iptables and nc of other releases (about 25 minutes, 2 GB); then make rpm twice from nothing (10 more)'
 	@echo 'make soak    ten minutes (SOAK_SECONDS) of random faults for three runners and three members of etcd; SOAK_SEED repeats them'
 	@echo 'make pages   the man pages and the completion anew, from the command line and docs/'
 	@echo 'make check   formatting, lints, licences, shell scripts: what CI checks beside the tests'
