@@ -131,7 +131,7 @@ fn remove_groups(mark: &str) {
     let remove = || Command::new("unshare").args(["--mount", "sh", "-c", &script]).stderr(Stdio::null()).status();
     // The last processes may still be on their way out.
     let gone = || !["/sys/fs/cgroup/systemd", "/sys/fs/cgroup"].iter().any(|place| Path::new(place).join(mark).exists());
-    until("its control groups to be gone", 10, || remove().map(|_| gone()).unwrap_or_default(), |gone| *gone);
+    until("its control groups to be gone", 60, || remove().map(|_| gone()).unwrap_or_default(), |gone| *gone);
 }
 
 fn mark(bed: &Bed, host: &str) -> String {
