@@ -10,8 +10,8 @@ use std::sync::mpsc::{Receiver, channel};
 use std::thread;
 use std::time::Duration;
 
-/// No command of the documents takes longer.
-const PATIENCE: Duration = Duration::from_secs(90);
+/// No command of the documents takes longer, `make demo` beside four other beds among them.
+const PATIENCE: Duration = Duration::from_secs(300);
 
 /// The shell.
 pub struct Session {
