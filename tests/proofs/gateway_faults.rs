@@ -157,9 +157,19 @@ fn a_lock_that_somebody_holds_is_waited_for_and_then_the_other_gateway_is_taken(
     println!("behind a lock of 4 s: available after {:.1?} on {}", begun.elapsed(), gateway_of(&job));
     assert_eq!(gateway_of(&job), bed.external("gw0").to_string(), "it was waited for");
     drop(short);
-    // Now gw1 carries one job and gw0 two; a third on gw1 makes gw0 the next one's choice.
-    let balance: Vec<String> = (0..2).map(|_| runner.api.submit("bob", SERVICE.0, &json!({}))).collect();
-    balance.iter().for_each(|id| drop(runner.wait_for(id, "available", 40)));
+    // Until gw1 carries more than gw0, which is then the next one's choice.
+    let gw0 = bed.external("gw0").to_string();
+    let on_gw0 = || {
+        let jobs = runner.api.jobs();
+        let there = jobs.iter().filter(|id| gateway_of(&runner.wait_for(id, "available", 40)) == gw0).count();
+        (there, jobs.len() - there)
+    };
+    for _ in 0..8 {
+        if matches!(on_gw0(), (here, there) if here < there) {
+            break;
+        }
+        runner.api.submit("bob", SERVICE.0, &json!({}));
+    }
     let _long = lock(&bed, 60);
     let begun = Instant::now();
     let moved = runner.api.submit("bob", SERVICE.0, &json!({}));
