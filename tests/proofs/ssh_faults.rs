@@ -37,12 +37,13 @@ fn command_nodes_whose_sshd_hangs_are_passed_over_and_come_back() {
     let runner = Runner::start(&bed, &[PORTLESS]);
     let first = submit(&runner, "alice");
     assert_eq!(first.status, 200, "the connections are there");
+    let id = first.body["job-id"].as_str().unwrap().to_owned();
+    runner.wait_for(&id, "running", 30);
     let hangs = hung(&bed, "cmd0");
     // As with a dead node: what was heard a moment ago is believed to live.
     thread::sleep(Duration::from_millis(2500));
     assert_eq!(timed("a submission past a hung node", 20, || submit(&runner, "alice")).status, 200);
     assert_eq!(timed("the next one", 3, || submit(&runner, "alice")).status, 200);
-    let id = first.body["job-id"].as_str().unwrap().to_owned();
     let both = hung(&bed, "cmd1");
     thread::sleep(Duration::from_millis(2500));
     let refused = timed("a refusal when both hang", 40, || submit(&runner, "alice"));
