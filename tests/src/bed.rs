@@ -53,7 +53,7 @@ impl Bed {
     pub fn clean(&self) {
         for host in ["cmd0", "cmd1", "gw0", "gw1"] {
             // What a test that was killed had put over programs.
-            self.sh(host, "awk '$5 ~ \"^/usr/\" { print $5 }' /proc/self/mountinfo | tac | xargs -r -n 1 umount");
+            self.sh(host, "awk '$5 ~ \"^/usr/\" { print $5 }' /proc/self/mountinfo | tac | xargs -r -n 1 umount --lazy");
         }
         for host in ["runner", "run1", "run2"] {
             self.sh(host, "iptables -F");

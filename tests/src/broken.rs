@@ -29,7 +29,12 @@ impl<'b> Broken<'b> {
              cat >/run/real/{name}.stub <<'END-OF-STUB'\n#!/bin/bash\nreal=/run/real/{name}\n{script}\nEND-OF-STUB\n\
              chmod 755 /run/real/{name}.stub; mount --bind /run/real/{name}.stub {program}"
         );
-        Self::by(bed, host, &breaks, &format!("umount {program}; pkill -KILL -x -f '{}'", HANG.trim_start_matches("exec ")))
+        Self::by(
+            bed,
+            host,
+            &breaks,
+            &format!("umount --lazy {program}; pkill -KILL -x -f '{}'", HANG.trim_start_matches("exec ")),
+        )
     }
 
     /// Other values in Slurm's configuration, which its commands read whenever they start; its daemons when they are told to.

@@ -201,6 +201,8 @@ impl Bench {
     /// What `command` starts.
     pub fn serve_as(&self, command: &mut Command) -> Served {
         let child = command.spawn().unwrap();
+        // What was handed over is the child's alone from here on: a copy of a socket would go on listening.
+        command.stdin(Stdio::null()).stdout(Stdio::null());
         let own = self.path("state/tls/certificate.pem");
         let configured = self.config["api-tls"]["certificate"].as_str().map_or(own, PathBuf::from);
         let certificate = (self.config["api-plain-http"] != true).then_some(configured);
