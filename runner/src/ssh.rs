@@ -107,14 +107,7 @@ impl Node {
         self.noted(line, || {
             let deadline = Instant::now() + limit;
             let _session = self.session(deadline)?;
-            match self.attempt(line, stdin, deadline) {
-                // Most likely a connection that had died unnoticed; a new one may try.
-                Err(error) if error.kind == ErrorKind::Unknown && Instant::now() < deadline => {
-                    log::debug!("{}: {error}; once more", self.address);
-                    self.attempt(line, stdin, deadline)
-                }
-                result => result,
-            }
+            self.again_if_broken(deadline, || self.attempt(line, stdin, deadline))
         })
     }
 
@@ -124,13 +117,7 @@ impl Node {
         self.noted(line, || {
             let deadline = Instant::now() + limit;
             let _session = self.session(deadline)?;
-            match self.attempt_as_user(line, stdin, deadline) {
-                Err(error) if error.kind == ErrorKind::Unknown && Instant::now() < deadline => {
-                    log::debug!("{}: {error}; once more", self.address);
-                    self.attempt_as_user(line, stdin, deadline)
-                }
-                result => result,
-            }
+            self.again_if_broken(deadline, || self.attempt_as_user(line, stdin, deadline))
         })
     }
 
@@ -141,6 +128,17 @@ impl Node {
             let _session = self.session(deadline)?;
             self.attempt_as_user(line, stdin, deadline)
         })
+    }
+
+    fn again_if_broken(&self, deadline: Instant, attempt: impl Fn() -> Result<Output>) -> Result<Output> {
+        match attempt() {
+            // Most likely a connection that had died unnoticed; a new one may try.
+            Err(error) if error.kind == ErrorKind::Unknown && Instant::now() < deadline => {
+                log::debug!("{}: {error}; once more", self.address);
+                attempt()
+            }
+            result => result,
+        }
     }
 
     /// One line of the log for one command. The watchers' commands come every few seconds, and are shown when that is asked for.
