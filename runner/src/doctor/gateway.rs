@@ -107,11 +107,7 @@ pub(super) fn judge(
 
 /// The rule that lets our account do what it must, and nothing else.
 pub(super) fn sudo_rule(login: &str, answers: Option<&Answers>) -> String {
-    let path = |program: &&str| {
-        let known = answers.and_then(|answers| answers.line(&format!("path-{program}")));
-        known.filter(|path| path.starts_with('/')).unwrap_or_else(|| format!("/usr/sbin/{program}"))
-    };
-    format!("{login} ALL=(root) NOPASSWD: {}", BY_SUDO.iter().map(path).collect::<Vec<_>>().join(", "))
+    node::sudo_rule(login, "root", &BY_SUDO, "/usr/sbin", answers)
 }
 
 fn programs(place: &str, answers: &Answers) -> Finding {

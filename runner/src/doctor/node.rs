@@ -348,6 +348,15 @@ pub(super) fn needless(place: &str, user: &str, answers: &Answers, needed: &[&st
     Finding::warning(Check::SudoNeedless, place, found, Advice::new(words).run(write_sudoers(user, lines)))
 }
 
+/// The line of sudoers that lets `login` run these programs as `whom`: where they were found there, else in `folder`.
+pub(super) fn sudo_rule(login: &str, whom: &str, programs: &[&str], folder: &str, answers: Option<&Answers>) -> String {
+    let path = |program: &&str| {
+        let known = answers.and_then(|answers| answers.line(&format!("path-{program}")));
+        known.filter(|path| path.starts_with('/')).unwrap_or_else(|| format!("{folder}/{program}"))
+    };
+    format!("{login} ALL=({whom}) NOPASSWD: {}", programs.iter().map(path).collect::<Vec<_>>().join(", "))
+}
+
 /// The command that writes the rules of sudo for our account.
 pub(super) fn write_sudoers(user: &str, lines: &[String]) -> String {
     let file = format!("/etc/sudoers.d/{user}");
