@@ -113,13 +113,15 @@ impl Keyhole {
             return Err(Error::bad_input(format!("a job may have at most {} ports, not {}", self.max_ports, request.ports)));
         }
         let mut first = false;
-        let grant = match self.earlier(cluster, &job, &request, peer)? {
+        let grant = match self.earlier(&job, &request, peer)? {
             Earlier::Same(grant) => {
                 self.resume(cluster, &grant)?;
                 *grant
             }
-            Earlier::None(former) => {
+            Earlier::Other(earlier) => {
+                // Only the scheduler knows whether the run is true.
                 self.check_hosts(cluster, &job, &request, peer)?;
+                let former = self.withdraw_earlier(cluster, &request, earlier.as_deref())?;
                 let grant = self.claim(cluster, &job, &request, former.as_ref())?;
                 self.patience.repeats(job.id, &grant.nonce);
                 first = true;
@@ -178,14 +180,11 @@ impl Keyhole {
         found.ok_or_else(|| Error::internal(format!("cluster {} is not configured", job.cluster)))
     }
 
-    /// What this run of the job was given before. An earlier run's grant is withdrawn; its users are to find this run at the same place.
-    fn earlier(&self, cluster: &Cluster, job: &Job, request: &Request, peer: IpAddr) -> Result<Earlier> {
-        let Some(grant) = self.store.grant(&job.cluster, job.id)? else { return Ok(Earlier::None(job.former.clone())) };
+    /// What the job was given before.
+    fn earlier(&self, job: &Job, request: &Request, peer: IpAddr) -> Result<Earlier> {
+        let Some(grant) = self.store.grant(&job.cluster, job.id)? else { return Ok(Earlier::Other(None)) };
         if grant.run < request.run {
-            // Only the scheduler knows whether that run is true.
-            self.check_hosts(cluster, job, request, peer)?;
-            self.withdraw_earlier(cluster, &grant)?;
-            return Ok(Earlier::None(Some(grant.former())));
+            return Ok(Earlier::Other(Some(Box::new(grant))));
         }
         let same = (grant.run, grant.nonce.as_str()) == (request.run, request.nonce.to_string().as_str());
         let answerable = same && !grant.confirmed && grant.state != GrantState::Closing;
@@ -195,19 +194,31 @@ impl Keyhole {
         Err(self.refuse(Refusal("already used"), job.id, peer))
     }
 
-    /// Takes an earlier run's ports back, if that can be done now; a gateway that does not answer does not keep the job waiting.
-    fn withdraw_earlier(&self, cluster: &Cluster, grant: &Grant) -> Result<()> {
-        let remember = |job: &mut Job| job.former = Some(grant.former());
-        self.store.update_job(&grant.cluster, grant.job, "remember-ports", remember)?;
-        let Some(closing) = self.store.close_grant(grant)? else { return Ok(()) };
-        if self.rests(&grant.gateway) {
-            return Ok(());
+    /// Takes an earlier run's ports back, if that can be done now; a gateway that does not answer does not keep the job waiting. Returns
+    /// where users found that run: they are to find this one there, too.
+    fn withdraw_earlier(&self, cluster: &Cluster, request: &Request, earlier: Option<&Grant>) -> Result<Option<Former>> {
+        if request.run == 0 {
+            return Ok(None);
         }
-        if let Err(error) = self.finish(cluster, &grant.gateway, &[closing]) {
-            log::warn!("keyhole: job {}: the rules of its earlier run will be removed later: {error}", grant.job);
-            self.rest(&grant.gateway);
+        if let Some(grant) = earlier {
+            let remember = |job: &mut Job| job.former = Some(grant.former());
+            self.store.update_job(&cluster.name, grant.job, "remember-ports", remember)?;
+            self.store.close_grant(grant)?;
         }
-        Ok(())
+        // The watcher may be at it as well, or have been since the job was read.
+        let former = self.store.job(&[&cluster.name], request.job)?.and_then(|job| job.former);
+        let Some(gateway) = former.as_ref().map(|former| &former.gateway).filter(|gateway| !self.rests(gateway)) else {
+            return Ok(former);
+        };
+        let mut closings = self.store.closings(&cluster.name, gateway)?;
+        closings.retain(|closing| closing.job == request.job);
+        if !closings.is_empty()
+            && let Err(error) = self.finish(cluster, gateway, &closings)
+        {
+            log::warn!("keyhole: job {}: the rules of its earlier run will be removed later: {error}", request.job);
+            self.rest(gateway);
+        }
+        Ok(former)
     }
 
     /// The hosts must be the job's own, and the run the present one, as the scheduler says now.
@@ -325,8 +336,8 @@ impl Keyhole {
 enum Earlier {
     /// The same request was made before: it gets the same.
     Same(Box<Grant>),
-    /// Nothing that is still valid; where users found an earlier run.
-    None(Option<Former>),
+    /// Nothing that is still valid; an earlier run's grant may be left.
+    Other(Option<Box<Grant>>),
 }
 
 enum Verdict {

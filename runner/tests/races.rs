@@ -329,6 +329,25 @@ fn the_rules_of_a_run_that_ended_between_two_looks_go_though_the_next_run_never_
 }
 
 #[test]
+fn a_run_that_asks_while_the_watcher_takes_back_the_run_before_is_found_at_the_same_port() {
+    let world = World::new();
+    let gateway = Played::new("10.9.0.1");
+    let (keyhole, id) = (world.keyhole(&[&gateway]), world.job());
+    ask(&keyhole, id, 0).unwrap();
+    confirm(&keyhole, id, 0);
+    let ports = || world.store().grant("default", id).unwrap().map(|grant| grant.spans);
+    let before = ports();
+    *world.scheduler.shows.lock().unwrap() = (Phase::Running, 1);
+    JobsWatch::new(world.store(), world.cluster(&[&gateway]), Duration::MAX).cycle().unwrap();
+    // The watcher gets no further than to write down that the rules are to go.
+    let cut_off: Act = Arc::new(|| Err(Error::unavailable("busy")));
+    let _ = world.keyhole_watch(&[&Played { on_apply: cut_off, ..gateway.clone() }]).cycle();
+    assert_eq!((ports(), world.store().closings("default", "10.9.0.1").unwrap().len()), (None, 1));
+    ask(&keyhole, id, 1).unwrap();
+    assert_eq!((ports(), gateway.count()), (before, 1));
+}
+
+#[test]
 fn a_gateway_that_cannot_look_or_install_keeps_no_job_from_being_moved_to_a_third() {
     let broken: Act = Arc::new(|| Err(Error::unavailable("nc is not installed")));
     let sick = Played::new("10.9.0.2");
