@@ -42,5 +42,6 @@ pub mod ssh;
 pub mod store;
 pub mod systemd;
 pub mod templates;
+pub mod together;
 pub mod vitals;
 pub mod watch;

@@ -1,0 +1,147 @@
+//! Calls that are made together: threads that want the same kind of thing at the same time hand in an item each, and one of them does it
+//! for all that wait. While that is under way the next batch collects, so a crowd costs a few calls and a single caller waits for nobody.
+
+use crate::error::{Error, Result};
+use std::collections::VecDeque;
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
+
+/// Items that wait to be dealt with, and whether somebody is at it.
+pub struct Together<I, R> {
+    most: usize,
+    queue: Mutex<Queue<I, R>>,
+}
+
+struct Queue<I, R> {
+    /// Somebody leads, or has been told to.
+    under_way: bool,
+    waiting: VecDeque<Waiting<I, R>>,
+    tickets: u64,
+}
+
+struct Waiting<I, R> {
+    ticket: u64,
+    item: I,
+    tell: Sender<Message<R>>,
+}
+
+enum Message<R> {
+    /// The first of those that wait deals with all of them.
+    Lead,
+    Done(Result<R>),
+}
+
+/// A batch at work. Whatever becomes of its leader: when this goes, those who have no answer get an error, and the next one leads.
+struct Batch<'a, I, R> {
+    of: &'a Together<I, R>,
+    open: Vec<Sender<Message<R>>>,
+}
+
+impl<I, R> Together<I, R> {
+    /// At most so many items in one batch.
+    pub fn of_at_most(most: usize) -> Self {
+        Self { most: most.max(1), queue: Mutex::new(Queue { under_way: false, waiting: VecDeque::new(), tickets: 0 }) }
+    }
+
+    /// Has `item` dealt with, alone or with others, and returns its part of the result. `act` gets all items of a batch and returns as many
+    /// results, in their order; it is called by whoever happens to lead, so all callers must mean the same by it. An error of it
+    /// reaches each of the batch.
+    ///
+    /// Who still waits at `deadline` gets `Unavailable` if nobody has begun with the item, and `Unknown` if somebody has. The leader is bound
+    /// by `act` alone, which must end by itself.
+    pub fn call(&self, item: I, deadline: Instant, act: impl FnOnce(&[I]) -> Result<Vec<R>>) -> Result<R> {
+        let (tell, told) = channel();
+        let (ticket, leads) = self.enter(item, tell);
+        if leads {
+            return self.lead(act, &told);
+        }
+        match told.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
+            Ok(Message::Done(result)) => result,
+            Ok(Message::Lead) => self.lead(act, &told),
+            Err(_) => self.leave(ticket, &told),
+        }
+    }
+
+    fn enter(&self, item: I, tell: Sender<Message<R>>) -> (u64, bool) {
+        let mut queue = self.lock();
+        queue.tickets += 1;
+        let ticket = queue.tickets;
+        queue.waiting.push_back(Waiting { ticket, item, tell });
+        (ticket, !std::mem::replace(&mut queue.under_way, true))
+    }
+
+    /// Deals with all that wait. The leader is the first of them.
+    fn lead(&self, act: impl FnOnce(&[I]) -> Result<Vec<R>>, told: &Receiver<Message<R>>) -> Result<R> {
+        let (items, open): (Vec<I>, Vec<_>) = {
+            let mut queue = self.lock();
+            let count = queue.waiting.len().min(self.most);
+            queue.waiting.drain(..count).map(|waiting| (waiting.item, waiting.tell)).unzip()
+        };
+        let batch = Batch { of: self, open };
+        batch.answer(act(&items));
+        match told.recv() {
+            Ok(Message::Done(result)) => result,
+            _ => Err(Error::internal("the leader of a batch has no result of its own")),
+        }
+    }
+
+    /// The time is over.
+    fn leave(&self, ticket: u64, told: &Receiver<Message<R>>) -> Result<R> {
+        let waited = {
+            let mut queue = self.lock();
+            let before = queue.waiting.len();
+            queue.waiting.retain(|waiting| waiting.ticket != ticket);
+            queue.waiting.len() < before
+        };
+        match told.try_recv() {
+            Ok(Message::Done(result)) => return result,
+            Ok(Message::Lead) => self.hand_over(),
+            Err(_) => {}
+        }
+        Err(match waited {
+            true => Error::unavailable("too many others were to be dealt with before; try again"),
+            false => Error::unknown("it was begun together with others and did not end in time"),
+        })
+    }
+
+    /// The next one leads, if anybody waits.
+    fn hand_over(&self) {
+        let mut queue = self.lock();
+        queue.under_way = queue.waiting.front().is_some_and(|next| next.tell.send(Message::Lead).is_ok());
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Queue<I, R>> {
+        self.queue.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl<I, R> Batch<'_, I, R> {
+    fn answer(mut self, results: Result<Vec<R>>) {
+        let wrong = |count| Error::internal(format!("{count} results for {} that were dealt with together", self.open.len()));
+        let results = results.and_then(|results| match results.len() == self.open.len() {
+            true => Ok(results),
+            false => Err(wrong(results.len())),
+        });
+        // Who has left meanwhile does not hear it.
+        let tell = |(tell, result): (Sender<_>, Result<R>)| drop(tell.send(Message::Done(result)));
+        let open = std::mem::take(&mut self.open);
+        match results {
+            Ok(results) => open.into_iter().zip(results.into_iter().map(Ok)).for_each(tell),
+            Err(error) => open.into_iter().map(|one| (one, Err(error.clone()))).for_each(tell),
+        }
+    }
+}
+
+impl<I, R> Drop for Batch<'_, I, R> {
+    fn drop(&mut self) {
+        for tell in self.open.drain(..) {
+            let _ = tell.send(Message::Done(Err(Error::unknown("whoever dealt with it together with others has failed"))));
+        }
+        self.of.hand_over();
+    }
+}
+
+#[cfg(test)]
+#[path = "together_tests.rs"]
+mod tests;
