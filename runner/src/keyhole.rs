@@ -22,6 +22,7 @@ use crate::domain::job::{Job, Phase, Seen, State};
 use crate::error::{Error, ErrorKind, Result};
 use crate::gateway::Gateway;
 use crate::metrics::metrics;
+use crate::scheduler::Wanted;
 use crate::seldom::Seldom;
 use crate::store::Store;
 use crate::store::turns::Turns;
@@ -223,7 +224,7 @@ impl Keyhole {
 
     /// The hosts must be the job's own, and the run the present one, as the scheduler says now.
     fn check_hosts(&self, cluster: &Cluster, job: &Job, request: &Request, peer: IpAddr) -> Result<()> {
-        let seen = cluster.scheduler.list(std::slice::from_ref(&job.name))?;
+        let seen = cluster.scheduler.list(&[Wanted::from(job)])?;
         let Some(seen) = seen.iter().find(|seen| job.is(seen)) else {
             self.patience.asked_early(job.id);
             return Err(Error::unavailable("the scheduler does not show the job yet; try again"));

@@ -11,13 +11,13 @@ use bwvisu_runner::domain::user::User;
 use bwvisu_runner::error::{Error, Result};
 use bwvisu_runner::gateway::{Gateway, Installed, Probe, Rule, Target};
 use bwvisu_runner::keyhole::Keyhole;
-use bwvisu_runner::scheduler::{Scheduler, Submission};
+use bwvisu_runner::scheduler::{Scheduler, Submission, Wanted};
 use bwvisu_runner::store::embedded::Embedded;
 use bwvisu_runner::store::{Backend, Change, Created, Store, Versioned};
 use bwvisu_runner::watch::{jobs::JobsWatch, keyhole::KeyholeWatch};
 use jiff::Timestamp;
 use keyhole_protocol::{Confirm, Nonce, Purpose, Request, Token, sign};
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::mpsc::channel;
 use std::sync::{Arc, Mutex};
 use std::thread;
@@ -74,11 +74,11 @@ impl Scheduler for OneJob {
         Ok(())
     }
 
-    fn list(&self, names: &[String]) -> Result<Vec<Seen>> {
+    fn list(&self, wanted: &[Wanted]) -> Result<Vec<Seen>> {
         let (phase, run) = self.shows.lock().unwrap().clone();
-        let seen = |name: &String| Seen {
+        let seen = |wanted: &Wanted| Seen {
             scheduler_job_id: "41".into(),
-            name: name.clone(),
+            name: wanted.name.clone(),
             user: "alice".into(),
             phase: phase.clone(),
             run,
@@ -87,12 +87,17 @@ impl Scheduler for OneJob {
             reason: None,
             details: serde_json::Map::new(),
         };
-        let seen = names.iter().map(seen).collect();
+        let seen = wanted.iter().map(seen).collect();
         let step = self.after_look.lock().unwrap().take();
         if let Some(step) = step {
             step();
         }
         Ok(seen)
+    }
+
+    fn overview(&self) -> Result<HashMap<String, String>> {
+        let (phase, run) = self.shows.lock().unwrap().clone();
+        Ok(HashMap::from([("41".to_owned(), format!("{phase:?} {run}"))]))
     }
 
     fn names(&self, _prefix: &str) -> Result<Vec<String>> {

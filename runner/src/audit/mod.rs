@@ -13,6 +13,7 @@ use crate::domain::trail::Trace;
 use crate::error::Result;
 use crate::gateway::Installed;
 use crate::keyhole::Keyhole;
+use crate::scheduler::Wanted;
 use crate::store::{Condition, Owner, Store};
 use crate::watch::{jobs::JobsWatch, keyhole::KeyholeWatch};
 use jiff::Timestamp;
@@ -134,7 +135,8 @@ fn look(store: &Store, cluster: &Cluster) -> Result<Report> {
     read(store, cluster, &mut snapshot)?;
     let names: BTreeSet<String> =
         snapshot.jobs.iter().map(|job| job.name.clone()).chain(snapshot.names.iter().cloned()).collect();
-    match cluster.scheduler.list(&names.into_iter().collect::<Vec<_>>()) {
+    let wanted: Vec<Wanted> = names.into_iter().map(|name| Wanted { name, scheduler_job_id: None }).collect();
+    match cluster.scheduler.list(&wanted) {
         Ok(seen) => snapshot.seen = Some(seen),
         Err(error) => not_looked_at.push(format!("the state of jobs in the scheduler: {error}")),
     }

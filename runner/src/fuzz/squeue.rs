@@ -4,7 +4,7 @@ use super::{Outcome, Target, cuts, text};
 use crate::command::Output;
 use crate::domain::job::Seen;
 use crate::error::{ErrorKind, Result};
-use crate::scheduler::slurm::judge_squeue;
+use crate::scheduler::slurm::squeue::judge_squeue;
 use keyhole_protocol::nodelist::is_host_name;
 use std::os::unix::process::ExitStatusExt;
 use std::process::ExitStatus;

@@ -3,9 +3,10 @@
 pub mod local;
 pub mod slurm;
 
-use crate::domain::job::{Ended, Seen};
+use crate::domain::job::{Ended, Job, Seen};
 use crate::domain::user::User;
 use crate::error::Result;
+use std::collections::HashMap;
 
 /// One batch job to be submitted.
 #[derive(Clone, Copy)]
@@ -22,6 +23,21 @@ pub struct Submission<'a> {
     pub script: &'a str,
 }
 
+/// A job that a look is for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Wanted {
+    /// Its name in the scheduler.
+    pub name: String,
+    /// The scheduler's id where that is known: it makes the look cheaper.
+    pub scheduler_job_id: Option<String>,
+}
+
+impl From<&Job> for Wanted {
+    fn from(job: &Job) -> Self {
+        Self { name: job.name.clone(), scheduler_job_id: job.scheduler_job_id.clone() }
+    }
+}
+
 /// What the verbs ask of a scheduler.
 pub trait Scheduler: Send + Sync {
     /// Submits a job and returns the scheduler's id.
@@ -33,9 +49,14 @@ pub trait Scheduler: Send + Sync {
     /// Ends a job. Fine if it has ended already.
     fn cancel(&self, user: &str, scheduler_job_id: &str) -> Result<()>;
 
-    /// What the scheduler shows of the jobs with these names: one question, however many they are. A job that is not in the
-    /// answer is not known to the scheduler (any more). An error says nothing about any job.
-    fn list(&self, names: &[String]) -> Result<Vec<Seen>>;
+    /// What the scheduler shows of these jobs: one question, however many they are. A job that is not in the answer is not known to the
+    /// scheduler (any more); others may be in it that have the name of one, or its id. An error says nothing about any job.
+    fn list(&self, wanted: &[Wanted]) -> Result<Vec<Seen>>;
+
+    /// All jobs of the cluster, whoever owns them, by the scheduler's ids: each with words that are others as soon as [`Scheduler::list`] would
+    /// show a change of its owner, state, run or nodes. A job that is not in it is not known to the scheduler (any more). An error says
+    /// nothing about any job.
+    fn overview(&self) -> Result<HashMap<String, String>>;
 
     /// How jobs ended that [`Scheduler::list`] no longer shows, from the scheduler's accounts; nothing at all where it keeps none.
     /// Who is missing in the answer may appear there later.

@@ -1,23 +1,21 @@
 //! Slurm, by its commands on the command nodes, over ssh.
 //!
-//! `sbatch` runs as the job's owner (`sudo -n -u USER`), with the script on its standard input. All jobs are watched with one
-//! `squeue`, asked for our jobs' exact names: so a foreign job never appears, and none can smuggle a line into the answer with a
-//! clever name. Only fields that a job's owner cannot fill with free text are asked for, for the same reason: a folder's name may hold
-//! newlines, and anybody may call a job like ours.
+//! `sbatch` runs as the job's owner (`sudo -n -u USER`), with the script on its standard input. What jobs do is asked of `squeue` in two
+//! ways: by an overview of all jobs of the cluster, which is short, and for the details of some, by their exact names: so a foreign job never
+//! appears in these, and none can smuggle a line into the answer with a clever name. Only fields that a job's owner cannot fill with free text
+//! are asked for, for the same reason: a folder's name may hold newlines, and anybody may call a job like ours.
 
 mod accounts;
+pub(crate) mod squeue;
 
-use super::{Scheduler, Submission};
+use super::{Scheduler, Submission, Wanted};
 use crate::command::Output;
-use crate::domain::job::{Ended, Outcome, Phase, Seen};
+use crate::domain::job::{Ended, Seen};
 use crate::domain::shell;
 use crate::domain::user::{User, parse_passwd};
 use crate::error::{Error, ErrorKind, Result};
 use crate::ssh::Node;
-use keyhole_protocol::nodelist;
-use serde_json::{Map, Value};
 use std::collections::HashMap;
-use std::fmt::Write;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -27,42 +25,10 @@ const LOOK_LIMIT: Duration = Duration::from_secs(20);
 const REST: Duration = Duration::from_secs(30);
 /// How long we believe what a command node said about an account.
 const USER_CACHE: Duration = Duration::from_secs(60);
-/// Names per `squeue`: one argument of a program holds 128 KiB, and the longest name of ours has 39 bytes.
-const NAMES_PER_CALL: usize = 3000;
 /// The first line of an answer.
 const BEGIN: &str = "bwvisu-begin";
 /// The last line of a complete answer.
 const END: &str = "bwvisu-end";
-
-/// What we read from `squeue`, in this order; what follows goes into the job's details as it is. The names and this way of writing the
-/// format are the same from Slurm 22.05 to today's.
-const FIELDS: [&str; 24] = [
-    "JobID",
-    "Name",
-    "UserName",
-    "State",
-    "RestartCnt",
-    "exit_code",
-    "NodeList",
-    "Reason",
-    "Account",
-    "Partition",
-    "QOS",
-    "TimeLimit",
-    "SubmitTime",
-    "StartTime",
-    "EndTime",
-    "NumNodes",
-    "NumCPUs",
-    "NumTasks",
-    "MinMemory",
-    "tres-alloc",
-    "BatchHost",
-    "UserID",
-    "GroupName",
-    "Reservation",
-];
-const LEADING: usize = 8;
 
 /// Slurm behind one or several command nodes.
 pub struct Slurm {
@@ -150,11 +116,15 @@ impl Scheduler for Slurm {
         self.on_first_by(|node| node.run_as_user(&line, b"", LOOK_LIMIT), judge_scancel)
     }
 
-    fn list(&self, names: &[String]) -> Result<Vec<Seen>> {
-        if names.is_empty() {
+    fn list(&self, wanted: &[Wanted]) -> Result<Vec<Seen>> {
+        if wanted.is_empty() {
             return Ok(Vec::new());
         }
-        self.on_first("exec sh", squeue_script(names).as_bytes(), LOOK_LIMIT, judge_squeue)
+        self.on_first("exec sh", squeue::details_script(wanted).as_bytes(), LOOK_LIMIT, squeue::judge_squeue)
+    }
+
+    fn overview(&self) -> Result<HashMap<String, String>> {
+        self.on_first("exec sh", squeue::overview_script().as_bytes(), LOOK_LIMIT, squeue::judge_overview)
     }
 
     fn accounts(&self, scheduler_job_ids: &[String]) -> Result<Option<Vec<Ended>>> {
@@ -162,7 +132,7 @@ impl Scheduler for Slurm {
     }
 
     fn names(&self, prefix: &str) -> Result<Vec<String>> {
-        let mut names = self.on_first("exec sh", NAMES_SCRIPT.as_bytes(), LOOK_LIMIT, judge_names)?;
+        let mut names = self.on_first("exec sh", squeue::NAMES_SCRIPT.as_bytes(), LOOK_LIMIT, squeue::judge_names)?;
         names.retain(|name| name.starts_with(prefix));
         Ok(names)
     }
@@ -266,103 +236,6 @@ pub(crate) fn judge_user(output: &Output) -> Result<Option<User>> {
         .map(str::to_owned)
         .collect();
     Ok(Some(user))
-}
-
-/// The question is a script on standard input, since thousands of names do not fit into an argument.
-fn squeue_script(names: &[String]) -> String {
-    let format: Vec<String> = FIELDS.iter().map(|field| format!("{field}:0|")).collect();
-    let format = shell::quote(&format.join(","));
-    // The times in the details are UTC like all others.
-    let mut script = format!("set -e\nexport LC_ALL=C TZ=UTC\necho {BEGIN}\n");
-    for chunk in names.chunks(NAMES_PER_CALL) {
-        let names = shell::quote(&chunk.join(","));
-        let _ = writeln!(script, "sudo -n squeue --noheader --states=all --name={names} --Format={format} </dev/null");
-    }
-    script + "echo " + END + "\n"
-}
-
-/// A name may hold a newline, and then looks like two: callers take names for hints.
-const NAMES_SCRIPT: &str = "set -e\nexport LC_ALL=C\necho bwvisu-begin\n\
-                            sudo -n squeue --noheader --states=all --Format=Name:0 </dev/null\necho bwvisu-end\n";
-
-fn judge_names(output: &Output) -> Result<Vec<String>> {
-    Ok(answered_lines(output)?.into_iter().map(|name| name.trim_end().to_owned()).collect())
-}
-
-pub(crate) fn judge_squeue(output: &Output) -> Result<Vec<Seen>> {
-    let seen = answered_lines(output)?.into_iter().map(parse_line).collect::<Option<_>>();
-    seen.ok_or_else(|| Error::unavailable("squeue: a line of its answer cannot be read"))
-}
-
-/// The lines of a complete answer.
-fn answered_lines(output: &Output) -> Result<Vec<&str>> {
-    // A squeue that failed is the node's fault until every node has failed.
-    // A login shell may have had something to say before.
-    let mut lines: Vec<&str> = output.stdout.lines().skip_while(|line| *line != BEGIN).collect();
-    let complete = output.status.success() && output.stdout.ends_with('\n') && lines.pop() == Some(END) && !lines.is_empty();
-    if !complete {
-        return Err(Error::unavailable(format!("squeue: no complete answer: {}", output.complaint())));
-    }
-    lines.remove(0);
-    Ok(lines)
-}
-
-/// One line of `squeue`, or nothing if it is not one that we asked for.
-fn parse_line(line: &str) -> Option<Seen> {
-    // The last field is a path and may hold anything.
-    let fields: Vec<&str> = line.strip_suffix('|')?.splitn(FIELDS.len(), '|').collect();
-    let (leading, rest) = fields.split_first_chunk::<LEADING>().filter(|_| fields.len() == FIELDS.len())?;
-    let [id, name, user, state, run, exit, nodes, reason] = leading.map(|field| field);
-    Some(Seen {
-        scheduler_job_id: Some(id).filter(|id| !id.is_empty() && id.bytes().all(|b| b.is_ascii_digit()))?.to_owned(),
-        name: name.to_owned(),
-        user: user.to_owned(),
-        phase: phase(state),
-        run: run.parse().ok()?,
-        // Empty or "(null)" while it waits; and a list that nobody can read is no reason to know nothing of all other jobs.
-        nodes: nodelist::expand(nodes).unwrap_or_default(),
-        exit_code: Some(exit_code(exit)?),
-        reason: Some(reason).filter(|reason| !["", "None", "(null)"].contains(reason)).map(str::to_owned),
-        details: details(state, nodes, reason, rest),
-    })
-}
-
-fn details(state: &str, nodes: &str, reason: &str, rest: &[&str]) -> Map<String, Value> {
-    let known = [("State", state), ("NodeList", nodes), ("Reason", reason)];
-    let rest = FIELDS[LEADING..].iter().copied().zip(rest.iter().copied());
-    known.into_iter().chain(rest).map(|(name, value)| (name.to_owned(), value.into())).collect()
-}
-
-/// How the batch script ended: `CODE:SIGNAL`, and from `squeue` before 24.11 a wait status, with the code in its high byte. Shells write
-/// a signal as 128 + n.
-fn exit_code(words: &str) -> Option<i32> {
-    let (code, signal) = match words.split_once(':') {
-        Some((code, signal)) => (code.parse().ok()?, signal.parse().ok()?),
-        None => words.parse().map(|status: i32| (status >> 8, status & 0x7f)).ok()?,
-    };
-    if signal == 0 { Some(code) } else { i32::checked_add(signal, 128) }
-}
-
-/// Slurm's states as of `squeue`'s manual (JOB STATE CODES).
-fn phase(state: &str) -> Phase {
-    // "CANCELLED by 1000" in accounting's spelling.
-    match state.split([' ', '+']).next().unwrap_or_default() {
-        "PENDING" | "CONFIGURING" | "REQUEUED" | "REQUEUE_HOLD" | "REQUEUE_FED" | "RESV_DEL_HOLD" | "SPECIAL_EXIT" => {
-            Phase::Waiting
-        }
-        "RUNNING" | "RESIZING" | "SIGNALING" | "SUSPENDED" | "STOPPED" => Phase::Running,
-        "COMPLETING" | "STAGE_OUT" => Phase::Completing,
-        "COMPLETED" => Phase::Ended(Outcome::Completed),
-        "FAILED" => Phase::Ended(Outcome::Failed),
-        "CANCELLED" | "REVOKED" => Phase::Ended(Outcome::Cancelled),
-        "TIMEOUT" => Phase::Ended(Outcome::Timeout),
-        "OUT_OF_MEMORY" => Phase::Ended(Outcome::OutOfMemory),
-        "NODE_FAIL" => Phase::Ended(Outcome::NodeFail),
-        "BOOT_FAIL" => Phase::Ended(Outcome::BootFail),
-        "DEADLINE" => Phase::Ended(Outcome::Deadline),
-        "PREEMPTED" => Phase::Ended(Outcome::Preempted),
-        other => Phase::Unclear(other.to_owned()),
-    }
 }
 
 #[cfg(test)]

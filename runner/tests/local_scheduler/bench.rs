@@ -3,7 +3,7 @@
 use bwvisu_runner::domain::job::{Phase, Seen};
 use bwvisu_runner::domain::user::User;
 use bwvisu_runner::scheduler::local::{Local, LocalOptions};
-use bwvisu_runner::scheduler::{Scheduler, Submission};
+use bwvisu_runner::scheduler::{Scheduler, Submission, Wanted};
 use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
 use std::path::{Path, PathBuf};
@@ -67,7 +67,7 @@ impl Bench {
     }
 
     pub fn seen(&self, name: &str) -> Option<Seen> {
-        self.local.list(&[name.to_owned()]).unwrap().pop()
+        self.local.list(&[Wanted { name: name.to_owned(), scheduler_job_id: None }]).unwrap().pop()
     }
 
     pub fn cancel(&self, id: &str) {

@@ -20,7 +20,7 @@ mod view;
 
 pub use shepherd::shepherd;
 
-use super::{Scheduler, Submission};
+use super::{Scheduler, Submission, Wanted};
 use crate::domain::job::{Outcome, Seen};
 use crate::domain::user::User;
 use crate::error::{Error, ErrorKind, Result};
@@ -28,7 +28,7 @@ use account::Account;
 use jiff::Timestamp;
 use rustix::process::Signal;
 use spool::{JobFolder, Request, Spool, Stage, State};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fs::File;
 use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
@@ -150,14 +150,20 @@ impl Local {
         command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(alive).spawn()
     }
 
-    fn show(&self, folder: &JobFolder, names: &[String]) -> Result<Option<Seen>> {
+    /// All jobs. Those that ended long ago are shown for the last time.
+    fn all(&self) -> Result<Vec<Seen>> {
+        self.reap();
+        let folders = self.spool.folders()?;
+        Ok(folders.iter().map(|folder| self.show(folder)).collect::<Result<Vec<_>>>()?.into_iter().flatten().collect())
+    }
+
+    fn show(&self, folder: &JobFolder) -> Result<Option<Seen>> {
         let Some((request, state)) = look_past_damage(folder)? else { return Ok(None) };
-        let wanted = names.contains(&request.name);
         let age = state.ended_at.map(|end| Duration::try_from(Timestamp::now().duration_since(end)).unwrap_or_default());
         if age.is_some_and(|age| age > self.options.keep) {
             folder.remove();
         }
-        Ok(wanted.then(|| view::seen(folder, &request, &state)))
+        Ok(Some(view::seen(folder, &request, &state)))
     }
 }
 
@@ -197,10 +203,15 @@ impl Scheduler for Local {
         Ok(())
     }
 
-    fn list(&self, names: &[String]) -> Result<Vec<Seen>> {
-        self.reap();
-        let folders = self.spool.folders()?;
-        Ok(folders.iter().map(|folder| self.show(folder, names)).collect::<Result<Vec<_>>>()?.into_iter().flatten().collect())
+    fn list(&self, wanted: &[Wanted]) -> Result<Vec<Seen>> {
+        let names: HashSet<&str> = wanted.iter().map(|job| job.name.as_str()).collect();
+        let mut seen = self.all()?;
+        seen.retain(|seen| names.contains(seen.name.as_str()));
+        Ok(seen)
+    }
+
+    fn overview(&self) -> Result<HashMap<String, String>> {
+        Ok(self.all()?.into_iter().map(|seen| (seen.scheduler_job_id.clone(), format!("{seen:?}"))).collect())
     }
 
     fn names(&self, prefix: &str) -> Result<Vec<String>> {

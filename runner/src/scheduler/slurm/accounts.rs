@@ -1,6 +1,7 @@
 //! How jobs ended that `squeue` no longer shows: `sacct`, where the cluster has `slurmdbd`.
 
-use super::{BEGIN, END, answered_lines, exit_code, phase};
+use super::squeue::{answered_lines, exit_code, phase};
+use super::{BEGIN, END};
 use crate::command::Output;
 use crate::domain::job::{Ended, Phase};
 use crate::error::{Error, Result};
