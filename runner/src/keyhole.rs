@@ -224,7 +224,7 @@ impl Keyhole {
 
     /// The hosts must be the job's own, and the run the present one, as the scheduler says now.
     fn check_hosts(&self, cluster: &Cluster, job: &Job, request: &Request, peer: IpAddr) -> Result<()> {
-        let seen = cluster.scheduler.list(&[Wanted::from(job)])?;
+        let seen = cluster.scheduler.look(&[Wanted::from(job)])?;
         let Some(seen) = seen.iter().find(|seen| job.is(seen)) else {
             self.patience.asked_early(job.id);
             return Err(Error::unavailable("the scheduler does not show the job yet; try again"));

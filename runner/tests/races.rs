@@ -74,7 +74,7 @@ impl Scheduler for OneJob {
         Ok(())
     }
 
-    fn list(&self, wanted: &[Wanted]) -> Result<Vec<Seen>> {
+    fn look(&self, wanted: &[Wanted]) -> Result<Vec<Seen>> {
         let (phase, run) = self.shows.lock().unwrap().clone();
         let seen = |wanted: &Wanted| Seen {
             scheduler_job_id: "41".into(),

@@ -136,7 +136,7 @@ fn look(store: &Store, cluster: &Cluster) -> Result<Report> {
     let names: BTreeSet<String> =
         snapshot.jobs.iter().map(|job| job.name.clone()).chain(snapshot.names.iter().cloned()).collect();
     let wanted: Vec<Wanted> = names.into_iter().map(|name| Wanted { name, scheduler_job_id: None }).collect();
-    match cluster.scheduler.list(&wanted) {
+    match cluster.scheduler.look(&wanted) {
         Ok(seen) => snapshot.seen = Some(seen),
         Err(error) => not_looked_at.push(format!("the state of jobs in the scheduler: {error}")),
     }

@@ -51,14 +51,19 @@ pub trait Scheduler: Send + Sync {
 
     /// What the scheduler shows of these jobs: one question, however many they are. A job that is not in the answer is not known to the
     /// scheduler (any more); others may be in it that have the name of one, or its id. An error says nothing about any job.
-    fn list(&self, wanted: &[Wanted]) -> Result<Vec<Seen>>;
+    fn look(&self, wanted: &[Wanted]) -> Result<Vec<Seen>>;
 
-    /// All jobs of the cluster, whoever owns them, by the scheduler's ids: each with words that are others as soon as [`Scheduler::list`] would
+    /// The same for jobs of which nothing but the name is known.
+    fn list(&self, names: &[String]) -> Result<Vec<Seen>> {
+        self.look(&names.iter().map(|name| Wanted { name: name.clone(), scheduler_job_id: None }).collect::<Vec<_>>())
+    }
+
+    /// All jobs of the cluster, whoever owns them, by the scheduler's ids: each with words that are others as soon as [`Scheduler::look`] would
     /// show a change of its owner, state, run or nodes. A job that is not in it is not known to the scheduler (any more). An error says
     /// nothing about any job.
     fn overview(&self) -> Result<HashMap<String, String>>;
 
-    /// How jobs ended that [`Scheduler::list`] no longer shows, from the scheduler's accounts; nothing at all where it keeps none.
+    /// How jobs ended that [`Scheduler::look`] no longer shows, from the scheduler's accounts; nothing at all where it keeps none.
     /// Who is missing in the answer may appear there later.
     fn accounts(&self, _scheduler_job_ids: &[String]) -> Result<Option<Vec<Ended>>> {
         Ok(None)

@@ -116,7 +116,7 @@ impl Scheduler for Slurm {
         self.on_first_by(|node| node.run_as_user(&line, b"", LOOK_LIMIT), judge_scancel)
     }
 
-    fn list(&self, wanted: &[Wanted]) -> Result<Vec<Seen>> {
+    fn look(&self, wanted: &[Wanted]) -> Result<Vec<Seen>> {
         if wanted.is_empty() {
             return Ok(Vec::new());
         }

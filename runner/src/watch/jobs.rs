@@ -98,7 +98,7 @@ impl JobsWatch {
         let given_up = self.store.given_up(&self.cluster.name)?;
         let late = given_up.iter().map(|late| Wanted { name: late.name.clone(), scheduler_job_id: None });
         let wanted: Vec<Wanted> = jobs.iter().map(Wanted::from).chain(late).collect();
-        let seen = self.cluster.scheduler.list(&wanted)?;
+        let seen = self.cluster.scheduler.look(&wanted)?;
         self.misses.retain(|id, _| jobs.iter().any(|job| job.id == *id));
         self.vanished.retain(|id, _| jobs.iter().any(|job| job.id == *id));
         self.without_id.retain(|id, _| jobs.iter().any(|job| job.id == *id && job.scheduler_job_id.is_none()));

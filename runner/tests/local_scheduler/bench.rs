@@ -67,7 +67,7 @@ impl Bench {
     }
 
     pub fn seen(&self, name: &str) -> Option<Seen> {
-        self.local.list(&[Wanted { name: name.to_owned(), scheduler_job_id: None }]).unwrap().pop()
+        self.local.look(&[Wanted { name: name.to_owned(), scheduler_job_id: None }]).unwrap().pop()
     }
 
     pub fn cancel(&self, id: &str) {

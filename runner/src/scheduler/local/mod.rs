@@ -203,7 +203,7 @@ impl Scheduler for Local {
         Ok(())
     }
 
-    fn list(&self, wanted: &[Wanted]) -> Result<Vec<Seen>> {
+    fn look(&self, wanted: &[Wanted]) -> Result<Vec<Seen>> {
         let names: HashSet<&str> = wanted.iter().map(|job| job.name.as_str()).collect();
         let mut seen = self.all()?;
         seen.retain(|seen| names.contains(seen.name.as_str()));
