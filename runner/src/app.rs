@@ -13,7 +13,7 @@ use crate::jobs::Jobs;
 use crate::keyhole::Keyhole;
 use crate::live::Live;
 use crate::reload::{Changes, settle};
-use crate::store::{Store, embedded::Embedded, etcd::Etcd};
+use crate::store::{Backend, Store, embedded::Embedded, etcd::Etcd};
 use crate::systemd::Sockets;
 use crate::templates::TemplateFolder;
 use crate::vitals::Vitals;
@@ -121,7 +121,7 @@ impl Runner {
     pub fn start_on(config: &Config, parts: &BTreeSet<Part>, sockets: &mut Sockets) -> Result<Self> {
         descriptors::provide(config)?;
         prepare_folders(config)?;
-        let store = Arc::new(Store::new(open_store(&config.store)?));
+        let store = Arc::new(Store::new(keep_store(&config.store)?));
         let clusters =
             config.clusters.iter().map(|cluster| Cluster::new(cluster, config).map(Arc::new)).collect::<Result<Vec<_>>>()?;
         let (max_ports, fixed) = (config.keyhole.max_ports, config.keyhole.static_forwarding);
@@ -379,12 +379,20 @@ fn keyhole_limits() -> Limits {
     Limits { body_bytes: 320 << 10, ..Limits::default() }
 }
 
-/// Opens the store that the configuration names.
-pub fn open_store(config: &StoreConfig) -> Result<Box<dyn crate::store::Backend>> {
+/// Opens the store that the configuration names, for one look.
+pub fn open_store(config: &StoreConfig) -> Result<Box<dyn Backend>> {
     Ok(match config {
         StoreConfig::Etcd(etcd) => Box::new(Etcd::connect(etcd.clone())?),
         StoreConfig::Embedded(path) => Box::new(Embedded::open(path)?),
     })
+}
+
+/// The same, for a program that goes on looking.
+fn keep_store(config: &StoreConfig) -> Result<Box<dyn Backend>> {
+    match config {
+        StoreConfig::Etcd(etcd) => Ok(Box::new(Etcd::connect(etcd.clone())?.mirrored())),
+        StoreConfig::Embedded(_) => open_store(config),
+    }
 }
 
 /// The folders that everything else stands on.

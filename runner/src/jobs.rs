@@ -266,7 +266,7 @@ impl Jobs {
     pub fn list(&self) -> Result<Vec<u64>> {
         let mut ids = Vec::new();
         for cluster in &self.clusters {
-            ids.extend(self.store.active_jobs(&cluster.name)?.iter().map(|job| job.id));
+            ids.extend(self.store.active_ids(&cluster.name)?);
         }
         ids.sort_unstable();
         Ok(ids)

@@ -82,7 +82,8 @@ fn a_leader_that_panics_or_fails_does_not_stop_those_behind() {
 
 #[test]
 fn an_error_reaches_everybody_of_the_batch_and_so_do_a_panic_and_a_wrong_number_of_results() {
-    let cases: [(fn() -> Result<Vec<u64>>, ErrorKind); 3] = [
+    type Batch = fn() -> Result<Vec<u64>>;
+    let cases: [(Batch, ErrorKind); 3] = [
         (|| Err(Error::conflict("no")), ErrorKind::Conflict),
         (|| panic!("as it should"), ErrorKind::Unknown),
         (|| Ok(vec![7]), ErrorKind::Internal),

@@ -6,6 +6,7 @@ pub mod job;
 pub mod mustache;
 pub mod ports;
 pub mod shell;
+pub mod summary;
 pub mod template;
 pub mod text;
 pub mod trail;

@@ -112,7 +112,7 @@ pub fn make(store: &dyn Backend, now: Timestamp) -> Result<Made> {
     make_private(&folder)?;
     check_own(&folder)?;
     remove_drafts(&folder);
-    let entries: Vec<Entry> = store.scan("")?.into_iter().map(|(key, found)| (key, found.value)).collect();
+    let entries: Vec<Entry> = store.scan("")?.into_iter().map(|(key, found)| (key, found.value.to_vec())).collect();
     let name = format!("store-{}.jsonl", stamp(now));
     save(&folder.join(&name), false, |out| write(out, &entries, now))?;
     prune(&folder, &name);

@@ -240,7 +240,7 @@ fn the_service_keeps_the_newest_of_its_backups() {
 }
 
 fn everything_of(store: &Embedded) -> Vec<Entry> {
-    store.scan("").unwrap().into_iter().map(|(key, found)| (key, found.value)).collect()
+    store.scan("").unwrap().into_iter().map(|(key, found)| (key, found.value.to_vec())).collect()
 }
 
 #[test]

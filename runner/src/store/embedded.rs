@@ -170,7 +170,7 @@ pub fn fill(path: &Path, entries: &[(String, Vec<u8>)]) -> Result<()> {
 }
 
 fn versioned((version, value): (u64, &[u8])) -> Versioned {
-    Versioned { value: value.to_owned(), version }
+    Versioned { value: value.into(), version }
 }
 
 /// The open file. After a fault of the disk redb answers nothing more until it is opened anew; then it is `None` for a while.

@@ -6,11 +6,14 @@ mod config;
 mod faults;
 mod lead;
 mod members;
+mod mirror;
+mod scan;
 
+use std::sync::Arc;
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
-use etcd_client::{Compare, CompareOp, GetOptions, GetResponse, Txn, TxnOp, TxnOpResponse};
+use etcd_client::{Compare, CompareOp, GetOptions, Txn, TxnOp, TxnOpResponse};
 use tokio::runtime::{Builder, Handle};
 use tokio::sync::oneshot;
 use tokio::time::Instant;
@@ -19,6 +22,7 @@ pub use self::config::{EtcdConfig, EtcdTls};
 use self::faults::Fault;
 use self::lead::Leads;
 use self::members::{Members, Repeat};
+use self::mirror::Mirror;
 use super::limits::{MAX_KEYS, check_change, check_read};
 use super::{Backend, Change, Versioned};
 use crate::error::{Error, Result};
@@ -28,15 +32,14 @@ const ROOT: &str = "/bwvisu-runner/";
 /// How many operations a nested transaction holds. etcd's default limit of 128 counts the longest list on each level, and its
 /// own levels below: 120 + 8.
 const NEST: usize = 8;
-/// How many keys a page of a scan holds, unless they are large.
-const PAGE: i64 = 512;
-/// How many calls' time a scan has in all, however many pages it takes.
-const SCAN_TIMEOUTS: u32 = 3;
+/// A key that is written to see how far the copy has come, where other programs' changes hide that.
+const PULSE: &str = "pulse";
 
 /// The store in etcd. Several values in one process are independent programs.
 pub struct Etcd {
     runtime: Handle,
-    members: Members,
+    members: Arc<Members>,
+    mirror: Option<Arc<Mirror>>,
     leads: Leads,
     timeout: Duration,
     // Dropping the sender ends the thread.
@@ -51,9 +54,19 @@ impl Etcd {
         let leads = Leads::new()?;
         let (runtime, stop, driver) = start_driver()?;
         // From here on the value's Drop ends the thread.
-        let mut etcd = Etcd { runtime, members: Members::none(), leads, timeout, stop: Some(stop), driver: Some(driver) };
-        etcd.members = etcd.runtime.block_on(Members::new(&config))?;
+        let members = Arc::new(Members::none());
+        let mut etcd = Etcd { runtime, members, mirror: None, leads, timeout, stop: Some(stop), driver: Some(driver) };
+        etcd.members = Arc::new(etcd.runtime.block_on(Members::new(&config))?);
         Ok(etcd)
+    }
+
+    /// Keeps a copy of what is unfinished from now on, for a program that reads again and again.
+    #[must_use]
+    pub fn mirrored(mut self) -> Self {
+        let mirror = Arc::<Mirror>::default();
+        self.runtime.spawn(mirror::keep(Arc::clone(&mirror), Arc::clone(&self.members), self.timeout));
+        self.mirror = Some(mirror);
+        self
     }
 
     /// The version of a member that answers, and lets us read.
@@ -69,35 +82,28 @@ impl Etcd {
         Instant::now() + self.timeout
     }
 
-    /// One page of a scan, of the database as it was at `revision` (0: as it is).
-    async fn page(&self, from: &str, end: &[u8], revision: i64, count: i64, deadline: Instant) -> Result<GetResponse> {
-        let options = GetOptions::new().with_range(end).with_limit(count).with_revision(revision);
-        let read = |client: etcd_client::Client| {
-            let options = options.clone();
-            async move { members::kv(&client).get(from, Some(options)).await }
+    /// What the copy holds below `prefix` when it has come as far as etcd is now.
+    fn scan_copy(&self, prefix: &str) -> Option<Vec<(String, Versioned)>> {
+        let mirror = self.mirror.as_ref()?;
+        let deadline = self.deadline();
+        let read = |client: etcd_client::Client| async move {
+            let options = GetOptions::new().with_count_only();
+            members::kv(&client).get(full(PULSE), Some(options)).await
         };
-        self.members.call(deadline, Repeat::Always, read).await.map(|page| page.value).map_err(Fault::of_read)
+        let now = self.runtime.block_on(self.members.call(deadline, Repeat::Always, read)).ok()?.value;
+        if let Some(found) = mirror.scan(prefix, now.header()?.revision()) {
+            return Some(found);
+        }
+        // The revision may be another program's, which the watch does not show.
+        let write = |client: etcd_client::Client| async move { members::kv(&client).put(full(PULSE), "", None).await };
+        let now = self.runtime.block_on(self.members.call(deadline, Repeat::Always, write)).ok()?.value;
+        mirror.scan(prefix, now.header()?.revision())
     }
 
-    async fn scan_pages(&self, prefix: &str, deadline: Instant) -> Result<Vec<(String, Versioned)>> {
-        let (mut from, end) = (format!("{ROOT}{prefix}"), end_of(prefix));
-        let (mut found, mut revision, mut count) = (Vec::new(), 0, PAGE);
-        loop {
-            let page = match self.page(&from, &end, revision, count, deadline.min(self.deadline())).await {
-                // Large values: less of them at once.
-                Err(error) if faults::is_too_large(&error) && count > 1 => {
-                    count /= 2;
-                    continue;
-                }
-                page => page?,
-            };
-            revision = page.header().map_or(revision, |header| if revision == 0 { header.revision() } else { revision });
-            for entry in page.kvs() {
-                found.push((key_of(entry)?, versioned(entry)));
-            }
-            let Some(last) = page.kvs().last().filter(|_| page.more()) else { return Ok(found) };
-            // The smallest key after the last one.
-            from = format!("{}\0", utf8(last.key())?);
+    /// Who reads the copy must see what was written, or what stood in the way of it.
+    fn note(&self, header: Option<&etcd_client::ResponseHeader>) {
+        if let (Some(mirror), Some(header)) = (&self.mirror, header) {
+            mirror.need(header.revision());
         }
     }
 
@@ -142,15 +148,18 @@ impl Backend for Etcd {
     }
 
     fn scan(&self, prefix: &str) -> Result<Vec<(String, Versioned)>> {
-        // A compaction may overtake the pages; from the beginning then, twice at most.
-        let deadline = Instant::now() + self.timeout * SCAN_TIMEOUTS;
-        for _ in 0..2 {
-            match self.runtime.block_on(self.scan_pages(prefix, deadline)) {
-                Err(error) if faults::is_compacted(&error) => {}
-                outcome => return outcome,
-            }
+        if let Some(found) = self.scan_copy(prefix) {
+            return Ok(found);
         }
-        self.runtime.block_on(self.scan_pages(prefix, deadline))
+        self.runtime.block_on(scan::scan(&self.members, prefix, self.timeout, |_| None)).map(|scanned| scanned.entries)
+    }
+
+    fn recent(&self, keys: &[String]) -> Option<Vec<Option<Versioned>>> {
+        self.mirror.as_ref()?.get(keys)
+    }
+
+    fn recent_scan(&self, prefix: &str) -> Option<Vec<(String, Versioned)>> {
+        self.mirror.as_ref()?.scan(prefix, 0)
     }
 
     fn commit(&self, change: &Change) -> Result<bool> {
@@ -162,6 +171,7 @@ impl Backend for Etcd {
         };
         let repeat = if happens_once(change) { Repeat::Always } else { Repeat::IfNotDone };
         let answer = self.runtime.block_on(self.members.call(deadline, repeat, write)).map_err(Fault::of_write)?;
+        self.note(answer.value.header());
         match answer.value.succeeded() {
             false if answer.doubtful => self.clear_up(change, deadline),
             succeeded => Ok(succeeded),
@@ -217,7 +227,7 @@ fn key_of(entry: &etcd_client::KeyValue) -> Result<String> {
 }
 
 fn versioned(entry: &etcd_client::KeyValue) -> Versioned {
-    Versioned { value: entry.value().to_owned(), version: u64::try_from(entry.mod_revision()).unwrap_or(0) }
+    Versioned { value: entry.value().into(), version: u64::try_from(entry.mod_revision()).unwrap_or(0) }
 }
 
 fn first_of(response: &TxnOpResponse) -> Option<Versioned> {
@@ -251,7 +261,7 @@ fn happened(change: &Change, found: &[Option<Versioned>]) -> Option<bool> {
     let versions: Vec<u64> = found.iter().map(|found| found.as_ref().map_or(0, |found| found.version)).collect();
     let before = change.expect.iter().map(|(_, version)| *version).max().unwrap_or(0);
     let holds =
-        |((_, value), found): (&(String, Vec<u8>), &Option<Versioned>)| found.as_ref().is_some_and(|now| now.value == *value);
+        |((_, value), found): (&(String, Vec<u8>), &Option<Versioned>)| found.as_ref().is_some_and(|now| *now.value == **value);
     // All keys that one change puts get the same version.
     if change.put.iter().zip(found).all(holds) && versions.iter().all(|&version| version == versions[0] && version > before) {
         return Some(true);
@@ -295,7 +305,7 @@ mod tests {
     #[test]
     fn a_doubtful_change_is_judged_by_what_its_keys_hold() {
         let change = change(&[("a", 7), ("b", 0)], &["a", "b"], &[]);
-        let holds = |value: &str, version| Some(Versioned { value: value.into(), version });
+        let holds = |value: &str, version| Some(Versioned { value: value.as_bytes().into(), version });
         for (a, b, judgement) in [
             (holds("ours", 9), holds("ours", 9), Some(true)),
             (holds("ours", 8), holds("ours", 9), None),

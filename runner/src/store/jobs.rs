@@ -1,11 +1,13 @@
 //! Jobs, who owns them, and under which keys they were asked for.
 
-use super::{Change, RECORD_VERSION, Store, decode, keys, put};
+use super::{Change, RECORD_VERSION, Store, Versioned, decode, keys, put};
 use crate::domain::job::{JOB_VERSION, Job, State};
+use crate::domain::summary::Summary;
 use crate::error::{Error, Result};
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeSet;
+use std::sync::Arc;
 
 /// The next job id, for all clusters together.
 #[derive(Serialize, Deserialize)]
@@ -190,18 +192,18 @@ impl Store {
 
     /// The same, and when its scheduler last answered the watcher.
     pub fn job_and_heard(&self, clusters: &[&str], id: u64) -> Result<Option<(Job, Option<Timestamp>)>> {
-        let of_cluster = |cluster: &&str| [keys::job(cluster, id), keys::finished(cluster, id), keys::heard(cluster)];
-        let keys: Vec<String> = clusters.iter().flat_map(of_cluster).collect();
-        let found = self.backend.get(&keys)?;
-        for (values, keys) in found.chunks(3).zip(keys.chunks(3)) {
-            if let Some(at) = values[..2].iter().position(Option::is_some)
-                && let Some(value) = &values[at]
-            {
-                let heard = values[2].as_ref().map(|heard| decode::<Heard>(&keys[2], &heard.value)).transpose()?;
-                return Ok(Some((decode(&keys[at], &value.value)?, heard.map(|heard| heard.at))));
+        for key in [keys::job, keys::finished] {
+            let keys: Vec<String> = clusters.iter().flat_map(|cluster| [key(cluster, id), keys::heard(cluster)]).collect();
+            let found = self.backend.recent(&keys).unwrap_or_default();
+            if let Some(job) = job_among(&keys, &found)? {
+                return Ok(Some(job));
             }
         }
-        Ok(None)
+        // It may have been made, or have finished, elsewhere a moment ago.
+        let of_cluster =
+            |cluster: &&str| [keys::job(cluster, id), keys::heard(cluster), keys::finished(cluster, id), keys::heard(cluster)];
+        let keys: Vec<String> = clusters.iter().flat_map(of_cluster).collect();
+        job_among(&keys, &self.backend.get(&keys)?)
     }
 
     /// The scheduler answered a look that began at this time.
@@ -218,6 +220,22 @@ impl Store {
         Ok(jobs)
     }
 
+    /// The same in short, as they are now.
+    pub fn summaries(&self, cluster: &str) -> Result<Vec<Arc<Summary>>> {
+        let prefix = keys::jobs(cluster);
+        self.summaries.read(&prefix, &self.backend.scan(&prefix)?)
+    }
+
+    /// The ids of a cluster's jobs that are not finished, as of a moment ago.
+    pub fn active_ids(&self, cluster: &str) -> Result<Vec<u64>> {
+        let prefix = keys::jobs(cluster);
+        let found = match self.backend.recent_scan(&prefix) {
+            Some(found) => found,
+            None => self.backend.scan(&prefix)?,
+        };
+        Ok(found.iter().filter_map(|(key, _)| key.strip_prefix(&prefix)?.parse().ok()).collect())
+    }
+
     /// All finished jobs of a cluster that are still kept, as `shorten` leaves them: there may be many.
     pub fn finished_jobs(&self, cluster: &str, shorten: impl Fn(Job) -> Job) -> Result<Vec<Job>> {
         let records = self.backend.scan(&keys::all_finished(cluster))?;
@@ -230,7 +248,7 @@ impl Store {
     pub fn update_job(&self, cluster: &str, id: u64, effect: &'static str, change: impl Fn(&mut Job)) -> Result<Option<Job>> {
         let key = keys::job(cluster, id);
         self.repeat(|| {
-            let (Some(before), version) = self.read::<Job>(&key)? else { return Ok(Some(None)) };
+            let (Some(before), version) = self.read_now::<Job>(&key)? else { return Ok(Some(None)) };
             let mut job = before.clone();
             change(&mut job);
             if job == before || self.commit(effect, &self.replacement(&key, version, &job)?)? {
@@ -309,6 +327,17 @@ impl Store {
             Ok(self.commit("installation", &change)?.then_some(id))
         })
     }
+}
+
+/// The first job among pairs of a job and when its cluster's scheduler was heard.
+fn job_among(keys: &[String], found: &[Option<Versioned>]) -> Result<Option<(Job, Option<Timestamp>)>> {
+    for (keys, found) in keys.chunks(2).zip(found.chunks(2)) {
+        if let (Some(job), [key, heard_key]) = (&found[0], keys) {
+            let heard = found[1].as_ref().map(|heard| decode::<Heard>(heard_key, &heard.value)).transpose()?;
+            return Ok(Some((decode(key, &job.value)?, heard.map(|heard| heard.at))));
+        }
+    }
+    Ok(None)
 }
 
 fn put_given_up(job: &Job, change: &mut Change) -> Result<()> {

@@ -24,6 +24,14 @@ impl Backend for Measured {
         measured("scan", || self.0.scan(prefix))
     }
 
+    fn recent(&self, keys: &[String]) -> Option<Vec<Option<Versioned>>> {
+        self.0.recent(keys)
+    }
+
+    fn recent_scan(&self, prefix: &str) -> Option<Vec<(String, Versioned)>> {
+        self.0.recent_scan(prefix)
+    }
+
     fn commit(&self, change: &Change) -> Result<bool> {
         measured("commit", || self.0.commit(change))
     }

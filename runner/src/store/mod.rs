@@ -13,6 +13,7 @@ mod jobs;
 mod keys;
 mod limits;
 mod measured;
+mod memo;
 mod trail;
 pub(crate) mod turns;
 
@@ -21,9 +22,11 @@ pub use gateways::Condition;
 pub use jobs::{Created, GivenUp, Owner, RepeatKey, Repeatable};
 pub use trail::Answer as TrailAnswer;
 
+use crate::domain::summary::Summary;
 use crate::effect;
 use crate::error::{Error, Result};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 use turns::{Turn, Turns};
 
@@ -31,7 +34,7 @@ use turns::{Turn, Turns};
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Versioned {
     /// The value: JSON with a version field.
-    pub value: Vec<u8>,
+    pub value: Arc<[u8]>,
     /// Grows with every change of the key; an absent key has version 0.
     pub version: u64,
 }
@@ -55,6 +58,17 @@ pub trait Backend: Send + Sync {
 
     /// All keys that begin with `prefix`, in order, at one moment.
     fn scan(&self, prefix: &str) -> Result<Vec<(String, Versioned)>>;
+
+    /// As [`get`](Self::get), from memory, where what is there can be told: all of one moment, which lies a moment ago at most and not before
+    /// the last change that this value committed, or could not commit.
+    fn recent(&self, _keys: &[String]) -> Option<Vec<Option<Versioned>>> {
+        None
+    }
+
+    /// As [`scan`](Self::scan), in the way of [`recent`](Self::recent).
+    fn recent_scan(&self, _prefix: &str) -> Option<Vec<(String, Versioned)>> {
+        None
+    }
 
     /// Does `change`, or nothing: `false` when an expectation did not hold. After an error of kind `Unknown` it may have happened.
     fn commit(&self, change: &Change) -> Result<bool>;
@@ -90,12 +104,13 @@ pub struct Store {
     backend: Box<dyn Backend>,
     /// Takes turns where threads of one program would only defeat each other's changes.
     turns: Turns,
+    summaries: memo::Memo<Summary>,
 }
 
 impl Store {
     /// The verbs on `backend`.
     pub fn new(backend: Box<dyn Backend>) -> Self {
-        Self { backend: Box::new(measured::Measured(backend)), turns: Turns::default() }
+        Self { backend: Box::new(measured::Measured(backend)), turns: Turns::default(), summaries: memo::Memo::default() }
     }
 
     /// Takes or keeps the lead of `role`; see [`Backend::lead`].
@@ -141,15 +156,37 @@ impl Store {
         Err(Error::unavailable("the database is too busy: others changed the same record again and again"))
     }
 
+    /// For display, and for changes that name the versions that they were made from: a change that was made from an old one does not hold, and
+    /// the next attempt sees the new one.
+    fn recent(&self, keys: &[String]) -> Result<Vec<Option<Versioned>>> {
+        match self.backend.recent(keys) {
+            Some(found) => Ok(found),
+            None => self.backend.get(keys),
+        }
+    }
+
+    /// See [`recent`](Self::recent).
     fn read<T: DeserializeOwned>(&self, key: &str) -> Result<(Option<T>, u64)> {
-        match self.backend.get(&[key.to_owned()])?.pop().flatten() {
-            Some(found) => Ok((Some(decode(key, &found.value)?), found.version)),
-            None => Ok((None, 0)),
+        decoded(key, self.recent(&[key.to_owned()])?.pop().flatten())
+    }
+
+    /// The same; what seems not to be there may have been written elsewhere a moment ago.
+    fn read_now<T: DeserializeOwned>(&self, key: &str) -> Result<(Option<T>, u64)> {
+        match self.read(key)? {
+            (None, _) => decoded(key, self.backend.get(&[key.to_owned()])?.pop().flatten()),
+            found => Ok(found),
         }
     }
 
     fn scan<T: DeserializeOwned>(&self, prefix: &str) -> Result<Vec<T>> {
         self.backend.scan(prefix)?.iter().map(|(key, found)| decode(key, &found.value)).collect()
+    }
+}
+
+fn decoded<T: DeserializeOwned>(key: &str, found: Option<Versioned>) -> Result<(Option<T>, u64)> {
+    match found {
+        Some(found) => Ok((Some(decode(key, &found.value)?), found.version)),
+        None => Ok((None, 0)),
     }
 }
 

@@ -1,10 +1,14 @@
-//! The scheduler's watcher: one question per cycle for all unfinished jobs.
+//! The scheduler's watcher: one question per cycle for an overview of all jobs, and one for the details of those that have changed.
 //!
 //! A failed look says nothing and changes nothing. A job that the scheduler does not show is believed to be gone only after two
 //! good looks in a row.
 
+mod looks;
+mod plan;
+
 use crate::cluster::Cluster;
-use crate::domain::job::{Ended, Job, Outcome, Phase, Seen, State};
+use crate::domain::job::{Job, Phase, Seen, State};
+use crate::domain::summary::Summary;
 use crate::error::Result;
 use crate::jobs::lingers;
 use crate::logging::id;
@@ -12,17 +16,14 @@ use crate::metrics::metrics;
 use crate::scheduler::Wanted;
 use crate::store::{GivenUp, Store};
 use jiff::{SignedDuration, Timestamp};
-use std::collections::HashMap;
+use std::cell::Cell;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-/// So long a submission may be under way: a job without a scheduler's id may still get one. Counted while the scheduler answers this
-/// watcher: other machines' clocks may be wrong, and a scheduler that is away may hold a submission that it has yet to read.
-const SUBMISSION_LIMIT: Duration = Duration::from_secs(120);
-/// A scheduler that was too busy to answer may still come out with a job that we have given up; so long its name is asked for.
-const LATE_LIMIT: Duration = Duration::from_secs(900);
-/// A job that vanished may not have reached the scheduler's accounts yet, or these may be away: so long its end is asked for.
-const ACCOUNTS_LIMIT: Duration = Duration::from_secs(120);
+use self::looks::Looks;
+use self::plan::{Ending, Found, LATE_LIMIT, Step, accounted, ending, plan};
+
 /// Of the time between two good looks, so much counts.
 const LONGEST_GAP: Duration = Duration::from_secs(30);
 /// How often old finished jobs are removed.
@@ -45,6 +46,7 @@ pub struct JobsWatch {
     cluster: Arc<Cluster>,
     keep_finished: Duration,
     keep_trail: Duration,
+    looks: Looks,
     misses: HashMap<u64, u32>,
     /// Since when jobs are gone from the scheduler's list whose end its accounts do not tell yet.
     vanished: HashMap<u64, Instant>,
@@ -52,19 +54,6 @@ pub struct JobsWatch {
     without_id: HashMap<u64, Duration>,
     last_good_look: Option<Instant>,
     last_sweep: Option<Instant>,
-}
-
-/// What one look means for one job.
-#[derive(Debug, Clone, PartialEq)]
-enum Step {
-    /// It is there.
-    Observe(Seen),
-    /// It was not there for the first time.
-    Missed,
-    /// It is gone for good.
-    Gone,
-    /// Its submission may still be under way.
-    Patience,
 }
 
 impl JobsWatch {
@@ -75,6 +64,7 @@ impl JobsWatch {
             cluster,
             keep_finished,
             keep_trail: Duration::MAX,
+            looks: Looks::default(),
             misses: HashMap::new(),
             vanished: HashMap::new(),
             without_id: HashMap::new(),
@@ -93,32 +83,30 @@ impl JobsWatch {
     /// One look, and what follows from it.
     pub fn cycle(&mut self) -> Result<()> {
         let begun = Timestamp::now();
-        let jobs = self.store.active_jobs(&self.cluster.name)?;
+        let jobs = self.store.summaries(&self.cluster.name)?;
         self.show(&jobs);
         let given_up = self.store.given_up(&self.cluster.name)?;
-        let late = given_up.iter().map(|late| Wanted { name: late.name.clone(), scheduler_job_id: None });
-        let wanted: Vec<Wanted> = jobs.iter().map(Wanted::from).chain(late).collect();
-        let seen = self.cluster.scheduler.look(&wanted)?;
-        self.misses.retain(|id, _| jobs.iter().any(|job| job.id == *id));
-        self.vanished.retain(|id, _| jobs.iter().any(|job| job.id == *id));
-        self.without_id.retain(|id, _| jobs.iter().any(|job| job.id == *id && job.scheduler_job_id.is_none()));
+        let overview = match jobs.iter().any(|job| job.scheduler_job_id.is_some()) {
+            true => self.cluster.scheduler.overview()?,
+            false => HashMap::new(),
+        };
+        let asked = self.looks.to_ask(&jobs, &overview);
+        let by_name = self.details(&jobs, &asked, &given_up)?;
+        self.forget_others(&jobs);
         let since_last =
             self.last_good_look.replace(Instant::now()).map_or(Duration::ZERO, |last| last.elapsed().min(LONGEST_GAP));
-        let by_name = by_name(seen);
         let mut gone = Vec::new();
         for job in &jobs {
-            let found = by_name.get(job.name.as_str()).and_then(|seen| seen.iter().find(|seen| job.is(seen)));
+            let found = found(job, &overview, asked.contains(&job.id), &by_name);
             let waited = self.waited(job, since_last);
             let step = plan(job, found, self.misses.get(&job.id).copied().unwrap_or(0), waited);
             if step == Step::Gone && job.scheduler_job_id.is_some() {
-                gone.push(job);
-                continue;
-            }
-            if let Err(error) = self.perform(job, step) {
+                gone.push(job.id);
+            } else if let Err(error) = self.perform(job, step, &overview) {
                 log::warn!("job {}: {error}", job.id);
             }
         }
-        self.end_vanished(&gone);
+        self.end_vanished(&gone)?;
         for late in &given_up {
             if let Err(error) = self.look_for_late(late, &by_name) {
                 log::warn!("job {}: {error}", late.job);
@@ -128,8 +116,25 @@ impl JobsWatch {
         self.sweep()
     }
 
+    /// The details of the jobs that are asked for, and of submissions that were given up.
+    fn details(&self, jobs: &[Arc<Summary>], asked: &HashSet<u64>, given_up: &[GivenUp]) -> Result<HashMap<String, Vec<Seen>>> {
+        let wanted = jobs.iter().filter(|job| asked.contains(&job.id));
+        let wanted = wanted.map(|job| Wanted { name: job.name.clone(), scheduler_job_id: job.scheduler_job_id.clone() });
+        let late = given_up.iter().map(|late| Wanted { name: late.name.clone(), scheduler_job_id: None });
+        self.cluster.scheduler.look(&wanted.chain(late).collect::<Vec<_>>()).map(by_name)
+    }
+
+    /// Nothing is kept of jobs that are not unfinished.
+    fn forget_others(&mut self, jobs: &[Arc<Summary>]) {
+        let there: HashMap<u64, bool> = jobs.iter().map(|job| (job.id, job.scheduler_job_id.is_none())).collect();
+        self.looks.retain(|id| there.contains_key(&id));
+        self.misses.retain(|id, _| there.contains_key(id));
+        self.vanished.retain(|id, _| there.contains_key(id));
+        self.without_id.retain(|id, _| there.get(id) == Some(&true));
+    }
+
     /// Every state is shown, also that of no job: what is not there cannot be told from what is not known.
-    fn show(&self, jobs: &[Job]) {
+    fn show(&self, jobs: &[Arc<Summary>]) {
         // An audit does what a watcher does, and leads nothing.
         if id::in_request() {
             return;
@@ -141,7 +146,7 @@ impl JobsWatch {
     }
 
     /// For how long the scheduler has answered us while it should have had the job.
-    fn waited(&mut self, job: &Job, since_last: Duration) -> Duration {
+    fn waited(&mut self, job: &Summary, since_last: Duration) -> Duration {
         match (&job.scheduler_job_id, self.without_id.get_mut(&job.id)) {
             (Some(_), _) => Duration::ZERO,
             (None, Some(waited)) => {
@@ -152,32 +157,43 @@ impl JobsWatch {
         }
     }
 
-    fn perform(&mut self, job: &Job, step: Step) -> Result<()> {
+    fn perform(&mut self, job: &Summary, step: Step, overview: &HashMap<String, String>) -> Result<()> {
         match step {
             Step::Observe(seen) => {
                 self.misses.remove(&job.id);
                 self.vanished.remove(&job.id);
-                self.observe(job, &seen)
+                self.observe(job, &seen, overview)
+            }
+            Step::Leave => {
+                self.misses.remove(&job.id);
+                self.vanished.remove(&job.id);
+                Ok(())
             }
             Step::Missed => {
                 *self.misses.entry(job.id).or_default() += 1;
                 Ok(())
             }
-            Step::Gone => self.end(job, ending(job)),
+            Step::Gone => match self.store.job(&[self.cluster.name.as_str()], job.id)? {
+                Some(job) => self.end(&job, ending(&job)),
+                None => Ok(()),
+            },
             Step::Patience => Ok(()),
         }
     }
 
-    fn observe(&self, job: &Job, seen: &Seen) -> Result<()> {
+    fn observe(&mut self, job: &Summary, seen: &Seen, overview: &HashMap<String, String>) -> Result<()> {
+        let (applied, news) = (Cell::new(false), Cell::new(false));
         // Who changed the job after we read it had a newer look than ours.
-        let after = self.store.update_job(&job.cluster, job.id, "observe", |now| {
-            if unchanged(now, job) || now.scheduler_job_id.is_none() {
+        let after = self.store.update_job(&self.cluster.name, job.id, "observe", |now| {
+            applied.set(job.is_still(now) || now.scheduler_job_id.is_none());
+            if applied.get() {
+                news.set(now.details != seen.details);
                 now.observe(seen, Timestamp::now());
             }
         })?;
         let Some(after) = after else { return Ok(()) };
         if let Phase::Unclear(word) = &seen.phase
-            && after.details != job.details
+            && news.get()
         {
             log::warn!(
                 "job {}: the scheduler says {word:?}, which this program does not know; it stays {:?}",
@@ -191,34 +207,43 @@ impl JobsWatch {
         if lingers(&after, seen) {
             self.cluster.cancel(&after.user, &seen.scheduler_job_id)?;
         }
+        if applied.get()
+            && let Some(words) = overview.get(&seen.scheduler_job_id)
+        {
+            self.looks.acted(&after, words);
+        }
         Ok(())
     }
 
     /// One question about all jobs that are gone. Who is in no accounts is waited for a while, where there are any.
-    fn end_vanished(&mut self, gone: &[&Job]) {
-        let ids: Vec<String> = gone.iter().filter_map(|job| job.scheduler_job_id.clone()).collect();
-        if ids.is_empty() {
-            return;
+    fn end_vanished(&mut self, gone: &[u64]) -> Result<()> {
+        if gone.is_empty() {
+            return Ok(());
         }
+        let cluster = [self.cluster.name.as_str()];
+        let gone: Vec<Job> = gone.iter().filter_map(|id| self.store.job(&cluster, *id).transpose()).collect::<Result<_>>()?;
+        let ids: Vec<String> = gone.iter().filter_map(|job| job.scheduler_job_id.clone()).collect();
         let accounts = self.cluster.scheduler.accounts(&ids);
         if let Err(error) = &accounts {
             log::warn!("how {} jobs ended that the scheduler no longer lists: {error}", gone.len());
         }
-        for job in gone {
+        for job in &gone {
             let since = *self.vanished.entry(job.id).or_insert_with(Instant::now);
             let ended = accounted(job, &accounts, since.elapsed());
             if let Some(Err(error)) = ended.map(|ended| self.end(job, ended)) {
                 log::warn!("job {}: {error}", job.id);
             }
         }
+        Ok(())
     }
 
     fn end(&mut self, job: &Job, (outcome, exit_code, message): Ending) -> Result<()> {
         self.misses.remove(&job.id);
         self.vanished.remove(&job.id);
+        let then = Summary::from(job);
         let after = self.store.update_job(&job.cluster, job.id, "finish", |now| {
             // Somebody learned more about it after we had read it.
-            if unchanged(now, job) {
+            if then.is_still(now) {
                 now.given_up = now.scheduler_job_id.is_none();
                 now.finish(outcome, exit_code, &message, Timestamp::now());
             }
@@ -274,133 +299,12 @@ fn by_name(seen: Vec<Seen>) -> HashMap<String, Vec<Seen>> {
     map
 }
 
-/// Whether a job is still as it was when this cycle read it.
-fn unchanged(now: &Job, then: &Job) -> bool {
-    (now.state, now.run, &now.scheduler_job_id) == (then.state, then.run, &then.scheduler_job_id)
-}
-
-fn plan(job: &Job, found: Option<&Seen>, misses: u32, waited: Duration) -> Step {
-    let young = waited < if job.cancel_requested { LATE_LIMIT } else { SUBMISSION_LIMIT };
-    match found {
-        Some(seen) => Step::Observe(seen.clone()),
-        None if job.scheduler_job_id.is_none() && young => Step::Patience,
-        None if misses == 0 => Step::Missed,
-        None => Step::Gone,
+/// What the look showed of one job.
+fn found(job: &Summary, overview: &HashMap<String, String>, asked: bool, by_name: &HashMap<String, Vec<Seen>>) -> Found {
+    if asked {
+        let seen = by_name.get(job.name.as_str()).and_then(|seen| seen.iter().find(|seen| job.is(seen)));
+        return seen.map_or(Found::Nothing, |seen| Found::Seen(seen.clone()));
     }
-}
-
-/// Outcome, exit code, and the sentence for people.
-type Ending = (Outcome, Option<i32>, String);
-
-/// How a job ended whose end nobody can tell.
-fn ending(job: &Job) -> Ending {
-    let (outcome, message) = match (&job.scheduler_job_id, job.cancel_requested) {
-        (None, true) => (Outcome::Cancelled, "cancelled before the scheduler had it".into()),
-        (None, false) => (Outcome::Failed, "the submission was cut off before the scheduler took it; submit it again".into()),
-        (Some(_), true) => (Outcome::Cancelled, format!("cancelled; its log is {}", job.log)),
-        (Some(_), false) => (
-            Outcome::Unknown,
-            format!("it ended while nobody looked, and the scheduler no longer knows how; its log is {}", job.log),
-        ),
-    };
-    (outcome, None, message)
-}
-
-/// How a job ended that has been gone for `since`, by what the accounts say; nothing while they may yet say more.
-fn accounted(job: &Job, accounts: &Result<Option<Vec<Ended>>>, since: Duration) -> Option<Ending> {
-    let entries = match accounts {
-        Ok(Some(entries)) => entries.as_slice(),
-        // There are none.
-        Ok(None) => return Some(ending(job)),
-        Err(_) => &[],
-    };
-    match entries.iter().find(|ended| job.is_accounted(ended)) {
-        Some(Ended { outcome, exit_code, .. }) => Some((*outcome, *exit_code, job.end_message(*outcome, *exit_code, None))),
-        None => (since >= ACCOUNTS_LIMIT).then(|| ending(job)),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn job(scheduler_job_id: Option<&str>) -> Job {
-        Job { id: 1, scheduler_job_id: scheduler_job_id.map(str::to_owned), ..Job::default() }
-    }
-
-    fn step(job: &Job, found: Option<&Seen>, misses: u32, waited: u64) -> Step {
-        plan(job, found, misses, Duration::from_secs(waited))
-    }
-
-    #[test]
-    fn a_job_is_gone_only_after_two_looks_that_missed_it() {
-        assert_eq!(step(&job(Some("7")), None, 0, 0), Step::Missed);
-        assert_eq!(step(&job(Some("7")), None, 1, 0), Step::Gone);
-    }
-
-    #[test]
-    fn a_submission_under_way_is_waited_for_and_one_that_was_cut_off_is_given_up() {
-        assert_eq!(step(&job(None), None, 5, 10), Step::Patience);
-        assert_eq!(step(&job(None), None, 0, 300), Step::Missed);
-        assert_eq!(step(&job(None), None, 1, 300), Step::Gone);
-    }
-
-    #[test]
-    fn a_submission_that_was_given_up_is_looked_for_much_longer() {
-        let given_up = Job { cancel_requested: true, ..job(None) };
-        assert_eq!(step(&given_up, None, 1, 300), Step::Patience);
-        assert_eq!(step(&given_up, None, 1, 1000), Step::Gone);
-    }
-
-    #[test]
-    fn a_job_that_is_there_is_observed_whatever_was_missed_before() {
-        let seen = Seen {
-            scheduler_job_id: "7".into(),
-            name: String::new(),
-            user: String::new(),
-            phase: Phase::Running,
-            run: 0,
-            nodes: Vec::new(),
-            exit_code: None,
-            reason: None,
-            details: serde_json::Map::new(),
-        };
-        assert_eq!(step(&job(Some("7")), Some(&seen), 1, 0), Step::Observe(seen));
-    }
-
-    #[test]
-    fn the_accounts_say_how_a_vanished_job_ended_and_are_waited_for_where_there_are_any() {
-        let job = Job { state: State::Running, name: "bwvisu-1-x".into(), user: "alice".into(), ..job(Some("7")) };
-        let entry = |name: &str, outcome| Ended {
-            scheduler_job_id: "7".into(),
-            name: name.into(),
-            user: "alice".into(),
-            outcome,
-            exit_code: Some(3),
-        };
-        let failed = || Ok(Some(vec![entry("bwvisu-1-x", Outcome::Failed)]));
-        let anothers = || Ok(Some(vec![entry("bwvisu-1-y", Outcome::Failed)]));
-        type Case = (&'static str, Result<Option<Vec<Ended>>>, u64, Option<Outcome>);
-        let cases: [Case; 6] = [
-            ("an entry", failed(), 0, Some(Outcome::Failed)),
-            ("no accounts", Ok(None), 0, Some(Outcome::Unknown)),
-            ("no entry yet", Ok(Some(Vec::new())), 119, None),
-            ("no entry at all", Ok(Some(Vec::new())), 120, Some(Outcome::Unknown)),
-            ("another job's entry", anothers(), 0, None),
-            ("accounts that are away", Err(crate::error::Error::bad_gateway("away")), 119, None),
-        ];
-        for (what, accounts, since, expected) in cases {
-            let ending = accounted(&job, &accounts, Duration::from_secs(since));
-            assert_eq!(ending.map(|(outcome, ..)| outcome), expected, "{what}");
-        }
-        let (_, code, message) = accounted(&job, &failed(), Duration::ZERO).unwrap();
-        assert!(code == Some(3) && message.contains("exit code 3"), "{message}");
-    }
-
-    #[test]
-    fn how_a_vanished_job_ended_depends_on_what_was_known() {
-        assert_eq!(ending(&job(None)).0, Outcome::Failed);
-        assert_eq!(ending(&Job { cancel_requested: true, ..job(Some("7")) }).0, Outcome::Cancelled);
-        assert_eq!(ending(&Job { state: State::Running, ..job(Some("7")) }).0, Outcome::Unknown);
-    }
+    let there = job.scheduler_job_id.as_ref().is_some_and(|id| overview.contains_key(id));
+    if there { Found::Same } else { Found::Nothing }
 }

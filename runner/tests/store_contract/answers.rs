@@ -37,7 +37,7 @@ fn a_change_whose_answer_is_lost_once_is_found_out_about() {
     assert!(client.commit(&claim("k", MARK)).unwrap(), "it happened at the first attempt, and the second one tells");
     assert_eq!(net.lost(), 1);
     let found = read(&direct, "k").unwrap();
-    assert_eq!(found.value, MARK.as_bytes());
+    assert_eq!(*found.value, *MARK.as_bytes());
     // One that somebody else has made impossible is refused, where that can be told, and else unknown.
     let stale = ("k".to_owned(), found.version - 1);
     net.lose_answers_to(MARK, 1);

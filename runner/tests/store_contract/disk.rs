@@ -44,7 +44,7 @@ fn commit_until_refused(store: &Embedded, kept: &mut BTreeMap<String, Vec<u8>>) 
 }
 
 fn everything(store: &Embedded) -> BTreeMap<String, Vec<u8>> {
-    store.scan("").unwrap().into_iter().map(|(key, found)| (key, found.value)).collect()
+    store.scan("").unwrap().into_iter().map(|(key, found)| (key, found.value.to_vec())).collect()
 }
 
 #[test]

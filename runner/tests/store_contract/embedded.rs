@@ -237,7 +237,7 @@ fn commit_for_ever(path: &Path) {
 fn check_acknowledged(store: &Embedded, lines: impl Iterator<Item = String>) -> usize {
     let half = |prefix: &str| -> BTreeMap<String, Vec<u8>> {
         let found = store.scan(prefix).unwrap().into_iter();
-        found.map(|(key, found)| (key[prefix.len()..].to_owned(), found.value)).collect()
+        found.map(|(key, found)| (key[prefix.len()..].to_owned(), found.value.to_vec())).collect()
     };
     let (a, b) = (half("a/"), half("b/"));
     assert!(a == b, "half a change is there");

@@ -43,7 +43,7 @@ fn large_values_are_scanned_in_smaller_pages() {
         found
             .iter()
             .zip(0..)
-            .all(|((key, found), number)| *key == format!("big/{number:02}") && found.value == vec![number; 1 << 20])
+            .all(|((key, found), number)| *key == format!("big/{number:02}") && *found.value == *vec![number; 1 << 20])
     );
 }
 

@@ -16,6 +16,7 @@ mod etcd;
 mod faults;
 mod figures;
 mod leads;
+mod mirror;
 mod power;
 mod programs;
 mod proxy;

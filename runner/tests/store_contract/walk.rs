@@ -215,7 +215,7 @@ fn killed_at_any_write_a_store_has_all_that_was_answered_and_nothing_by_halves()
 }
 
 fn values(state: State) -> Vec<(String, Vec<u8>)> {
-    state.into_iter().map(|(key, found)| (key, found.value)).collect()
+    state.into_iter().map(|(key, found)| (key, found.value.to_vec())).collect()
 }
 
 #[test]

@@ -13,7 +13,7 @@ use super::faults::{Fault, judge};
 use crate::error::{Error, Result};
 
 /// An answer above this is refused; the largest that we ask for, 120 keys, are far smaller.
-const ANSWER_BYTES: usize = 64 << 20;
+pub(super) const ANSWER_BYTES: usize = 64 << 20;
 
 /// How long a cluster without a leader is given to elect one; it takes one or two seconds with etcd's defaults, and as
 /// long again when votes are split.
