@@ -156,7 +156,7 @@ impl Runner {
             runner.keyhole = Some(start_keyhole(config, Arc::clone(&runner.setup), Arc::clone(&runner.vitals), sockets)?);
         }
         if let Some(address) = config.metrics.listen {
-            runner.metrics = Some(runner.start_metrics(address, config, sockets)?);
+            runner.metrics = Some(runner.start_metrics(address, sockets)?);
         }
         if parts.contains(&Part::Api) {
             runner.start_api(config, sockets)?;
@@ -286,10 +286,10 @@ impl Runner {
         Ok(())
     }
 
-    fn start_metrics(&self, address: SocketAddr, config: &Config, sockets: &mut Sockets) -> Result<Server> {
+    fn start_metrics(&self, address: SocketAddr, sockets: &mut Sockets) -> Result<Server> {
         let service = http::vitals::service(Arc::clone(&self.vitals), Arc::clone(&self.credentials));
-        let (listener, folder) = (sockets.listen("metrics", address)?, config.state_dir.join("http"));
-        let server = guard::start_on("metrics", listener, None, http::vitals::limits(), &folder, service)?;
+        let listener = sockets.listen("metrics", address)?;
+        let server = guard::start_on("metrics", listener, None, http::vitals::limits(), service)?;
         log::info!("metrics: listening on {}", server.address());
         Ok(server)
     }
@@ -300,7 +300,7 @@ impl Runner {
         let api = Arc::new(Api::new(front.jobs, Arc::clone(&self.credentials), Arc::clone(&self.vitals)));
         let (tls, digest) = front.tls.unzip();
         let listener = sockets.listen("api", config.api.listen)?;
-        let server = guard::start_on("api", listener, tls, api_limits(), &config.state_dir.join("http"), api.service())?;
+        let server = guard::start_on("api", listener, tls, api_limits(), api.service())?;
         log::info!("api: listening on {} ({:?})", server.address(), config.api.transport);
         let mut known = lock(&self.known);
         (known.clients, known.certificate) = (Some(front.clients), digest);
@@ -361,10 +361,10 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 fn start_keyhole(config: &Config, setup: Arc<Live<Setup>>, vitals: Arc<Vitals>, sockets: &mut Sockets) -> Result<Server> {
-    let handler: Handler = Arc::new(move |request| http::keyhole::handle(&setup.get().keyhole, &vitals, &request));
+    let handler: Handler = Arc::new(move |request| http::keyhole::handle(&setup.get().keyhole, &vitals, request));
     let service = Service { handler, screen: None, routes: http::keyhole::count_by };
     let listener = sockets.listen("keyhole", config.keyhole.listen)?;
-    let server = guard::start_on("keyhole", listener, None, keyhole_limits(), &config.state_dir.join("http"), service)?;
+    let server = guard::start_on("keyhole", listener, None, keyhole_limits(), service)?;
     log::info!("keyhole: listening on {}", server.address());
     Ok(server)
 }
@@ -400,7 +400,6 @@ pub fn prepare_folders(config: &Config) -> Result<()> {
     make_private(&config.state_dir)?;
     check_own(&config.state_dir)?;
     make_private(&config.state_dir.join("ssh"))?;
-    make_private(&config.state_dir.join("http"))?;
     make_private(&config.ssh.sockets)?;
     crate::ssh::remove_stale_sockets(&config.ssh.sockets);
     Ok(())

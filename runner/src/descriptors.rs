@@ -11,8 +11,6 @@ use crate::ssh::SESSIONS;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use std::sync::OnceLock;
 
-/// Of one request behind the guard: our end of the socket, and two that tiny_http keeps of the other.
-const PER_WORKER: u64 = 3;
 /// Of one program that is being started: three pipes, and one by which it tells that it could not be.
 const PER_PROGRAM: u64 = 8;
 /// Standard streams, the listeners, the store, epoll, folders and files that are just being read.
@@ -24,7 +22,7 @@ static GIVEN: OnceLock<Option<u64>> = OnceLock::new();
 /// How many descriptors a program with this configuration has at most, all parts at their limits.
 pub fn needed(config: &Config) -> u64 {
     let Limits { connections, workers, .. } = Limits::default();
-    let listeners = 2 * (connections as u64 + PER_WORKER * workers as u64);
+    let listeners = 2 * connections as u64;
     let clusters: u64 = config
         .clusters
         .iter()
@@ -40,10 +38,7 @@ pub fn needed(config: &Config) -> u64 {
                 }
         })
         .sum();
-    let metrics = config.metrics.listen.map_or(0, |_| {
-        let Limits { connections, workers, .. } = metrics_limits();
-        connections as u64 + PER_WORKER * workers as u64
-    });
+    let metrics = config.metrics.listen.map_or(0, |_| metrics_limits().connections as u64);
     listeners + metrics + clusters + OTHERS
 }
 

@@ -8,8 +8,7 @@
 //! ```
 //!
 //! What holds everywhere, by absence: `domain` knows no process, socket, file, clock or log; programs are started in `command` (and
-//! by the two places that keep one running: `ssh` and the local scheduler); tiny_http is named in `http::backend` alone, etcd-client and tokio in
-//! `store::etcd` alone; the verbs in `jobs` and `keyhole` never name Slurm, iptables or etcd. Secrets go by standard input, never
+//! by the two places that keep one running: `ssh` and the local scheduler); etcd-client and tokio are named in `store::etcd` alone; the verbs in `jobs` and `keyhole` never name Slurm, iptables or etcd. Secrets go by standard input, never
 //! by argument. `ARCHITECTURE.md` has the map.
 #![forbid(unsafe_code)]
 

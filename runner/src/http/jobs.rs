@@ -45,7 +45,7 @@ impl Api {
     pub fn service(self: &Arc<Self>) -> Service {
         let api = Arc::clone(self);
         Service {
-            handler: Arc::new(move |request| api.handle(&request)),
+            handler: Arc::new(move |request| api.handle(request)),
             screen: Some(vitals::screen(Arc::clone(&self.credentials))),
             routes: route,
         }

@@ -1,5 +1,4 @@
-//! Requests and answers as our handlers know them. Types of ours, so that what stands behind the guard can change in
-//! one module.
+//! Requests and answers as our handlers know them.
 
 use std::net::IpAddr;
 

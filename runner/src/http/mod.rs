@@ -1,10 +1,9 @@
 //! HTTP: the guard that faces the network, and the two route tables behind it.
 //!
 //! [`jobs`] is what front ends speak to, [`keyhole`] what running jobs speak to; each is one `match`. [`guard`] lets nothing but whole,
-//! valid requests through, within limits; [`backend`] is the only place that names the HTTP server behind it.
+//! valid requests through, within limits.
 
 pub mod admin;
-pub mod backend;
 pub mod credentials;
 pub mod guard;
 pub mod jobs;

@@ -51,7 +51,7 @@ pub fn limits() -> Limits {
 pub fn service(vitals: Arc<Vitals>, credentials: Arc<Credentials>) -> Service {
     let none = "no such page; there are /health, /ready and /metrics";
     let handler: Handler =
-        Arc::new(move |request| answer_with_metrics(&vitals, &request).unwrap_or_else(|| Response::problem(404, none)));
+        Arc::new(move |request| answer_with_metrics(&vitals, request).unwrap_or_else(|| Response::problem(404, none)));
     Service { handler, screen: Some(screen(credentials)), routes: |_, path| route(path).unwrap_or("other") }
 }
 

@@ -17,9 +17,8 @@ use crate::world::{self, FOE, FRIEND, PATIENCE, eventually, short};
 #[ignore = "the tests below run it as a process of its own"]
 fn listener() {
     env_logger::Builder::new().filter_level(log::LevelFilter::Warn).init();
-    let folder = tempfile::tempdir().unwrap();
     let limits = Limits { per_address: 400, head: Duration::from_secs(20), ..short() };
-    let server = world::serve(limits, folder.path(), false);
+    let server = world::serve(limits, false);
     eprintln!("listening on {}", server.address());
     std::io::stdin().read_to_end(&mut Vec::new()).unwrap();
     server.stop(Duration::from_secs(1));
@@ -88,7 +87,7 @@ fn a_listener_without_descriptors_left_goes_on_when_there_are_some_again() {
     assert!(process.is_serving(FRIEND, PATIENCE));
     let mut flood: Vec<_> = (0..150).map(|_| world::socket(process.address, FOE)).collect();
     eventually("the descriptors run out", || process.has_logged("a connection could not be accepted: Too many open files"));
-    // All ask at once, too, so that the server behind the guard meets the want as well.
+    // All ask at once, too.
     let asked = flood.iter_mut().filter_map(|socket| send(socket, b"GET /sleep/300 HTTP/1.1\r\nHost: a\r\n\r\n").then_some(()));
     assert!(asked.count() > 20);
     thread::sleep(Duration::from_millis(500));
@@ -98,7 +97,6 @@ fn a_listener_without_descriptors_left_goes_on_when_there_are_some_again() {
     eventually("no descriptor is lost", || process.descriptors() < 20);
     let served = (0..50).filter(|_| process.is_serving(FRIEND, PATIENCE)).count();
     assert_eq!(served, 50, "and it goes on without trouble");
-    assert!(process.has_logged("it will be replaced"), "the server behind the guard met the want too, and was lost");
 }
 
 #[test]
@@ -118,8 +116,8 @@ fn threads_memory_and_descriptors_are_bounded_during_a_storm_and_few_after_it() 
         most
     });
     eprintln!("storm: at most {} threads and {} kB", storm.0, storm.1);
-    // 512 seats, 32 workers, as many threads of tiny_http's, and a handful.
-    assert!(storm.0 < 600, "{} threads", storm.0);
+    // 512 seats, and a handful.
+    assert!(storm.0 < 530, "{} threads", storm.0);
     assert!(storm.1 < 100_000, "{} kB", storm.1);
     eventually("the threads end", || process.status("Threads") <= threads + 2);
     eventually("the descriptors are closed", || process.descriptors() <= descriptors);

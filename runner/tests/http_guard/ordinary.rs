@@ -180,8 +180,7 @@ fn stopping_does_not_wait_longer_than_it_was_told() {
 #[test]
 fn an_address_that_is_taken_is_named() {
     let world = World::plain(Limits::default());
-    let folder = tempfile::tempdir().unwrap();
-    let again = guard::start("second", world.address, None, Limits::default(), folder.path(), handler());
+    let again = guard::start("second", world.address, None, Limits::default(), handler());
     let message = again.err().unwrap().message;
     assert!(message.starts_with(&format!("second: cannot listen on {}: ", world.address)), "{message}");
 }

@@ -3,7 +3,6 @@
 use std::fs;
 use std::io::{self, Read, Write};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpStream};
-use std::path::Path;
 use std::sync::{Arc, OnceLock};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -61,7 +60,7 @@ impl Identity {
 
 /// What the listener answers.
 pub fn handler() -> Handler {
-    Arc::new(|request: Request| {
+    Arc::new(|request: &Request| {
         let number = |prefix: &str| request.path.strip_prefix(prefix).and_then(|rest| rest.parse::<u64>().ok());
         if let Some(milliseconds) = number("/sleep/") {
             thread::sleep(Duration::from_millis(milliseconds));
@@ -72,7 +71,7 @@ pub fn handler() -> Handler {
         match request.path.as_str() {
             "/panic" => panic!("as asked"),
             "/split" => Response::text(200, "split").with_header("X-Split", "a\r\nX-Evil: b"),
-            "/echo" => Response::json(200, &describe(&request)),
+            "/echo" => Response::json(200, &describe(request)),
             "/none" => Response::problem(404, "no such thing"),
             _ => Response::text(200, "hello"),
         }
@@ -91,7 +90,6 @@ pub struct World {
     pub server: Server,
     pub address: SocketAddr,
     pub tls: Option<Arc<ClientConfig>>,
-    _folder: tempfile::TempDir,
 }
 
 impl World {
@@ -114,10 +112,9 @@ impl World {
 
     /// A listener for this service.
     pub fn of(limits: Limits, tls: bool, service: impl Into<Service>) -> Self {
-        let folder = tempfile::tempdir().unwrap();
-        let server = start(limits, folder.path(), tls, service);
+        let server = start(limits, tls, service);
         let tls = tls.then(|| Identity::shared().client());
-        Self { address: server.address(), server, tls, _folder: folder }
+        Self { address: server.address(), server, tls }
     }
 
     pub fn connect(&self) -> Client {
@@ -155,13 +152,13 @@ impl World {
 }
 
 /// Starts the listener alone, as a child process does too.
-pub fn serve(limits: Limits, folder: &Path, tls: bool) -> Server {
-    start(limits, folder, tls, handler())
+pub fn serve(limits: Limits, tls: bool) -> Server {
+    start(limits, tls, handler())
 }
 
-fn start(limits: Limits, folder: &Path, tls: bool, service: impl Into<Service>) -> Server {
+fn start(limits: Limits, tls: bool, service: impl Into<Service>) -> Server {
     let tls = tls.then(|| Identity::shared().server());
-    guard::start("test", (FRIEND, 0).into(), tls, limits, &folder.join("sockets"), service).unwrap()
+    guard::start("test", (FRIEND, 0).into(), tls, limits, service).unwrap()
 }
 
 /// A connection from an address of choice, nothing sent yet.

@@ -23,6 +23,7 @@ pub(super) struct Line {
     begun: Instant,
     /// Since when it was whole.
     complete: Option<Instant>,
+    /// Empty as long as there is no valid head.
     method: String,
     target: String,
     user: Option<&'static str>,
@@ -33,14 +34,29 @@ impl Line {
     pub(super) fn begin(peer: IpAddr) -> Self {
         let id = id::fresh();
         id::set(id.clone());
-        let begun = Instant::now();
-        Self { id, peer: peer.to_canonical(), begun, complete: None, method: "-".into(), target: "-".into(), user: None }
+        let (method, target) = (String::new(), String::new());
+        Self { id, peer: peer.to_canonical(), begun: Instant::now(), complete: None, method, target, user: None }
+    }
+
+    /// The next one on the same connection begins.
+    pub(super) fn begin_next(&mut self) {
+        self.id = id::fresh();
+        id::set(self.id.clone());
+        (self.begun, self.complete, self.user) = (Instant::now(), None, None);
+        self.method.clear();
+        self.target.clear();
+    }
+
+    /// Another thread works on it from now on: the one that calls this.
+    pub(super) fn goes_on_here(&self) {
+        id::set(self.id.clone());
     }
 
     /// Its head is valid.
     pub(super) fn asks(&mut self, method: &str, target: &str) {
-        method.clone_into(&mut self.method);
-        self.target = target.chars().take(LONGEST_TARGET).collect();
+        self.method.push_str(method);
+        // It is ASCII.
+        self.target.push_str(target.get(..LONGEST_TARGET).unwrap_or(target));
     }
 
     /// It may go on, in the name of this user, who may choose its id. Nobody else may: ids of strangers would mix with those of others.
@@ -57,15 +73,12 @@ impl Line {
         self.complete = Some(Instant::now());
     }
 
-    pub(super) fn id(&self) -> &str {
-        &self.id
-    }
-
     /// It was answered.
     pub(super) fn end(&self, guard: &Guard, status: u16, bytes: usize) {
-        let path = self.target.split('?').next().unwrap_or_default();
-        let route = (guard.routes)(&self.method, path);
-        metrics().request((&guard.name, &self.method, route), status, self.complete.map(|at| at.elapsed()));
+        let (method, target) = (known(&self.method), known(&self.target));
+        let path = target.split('?').next().unwrap_or_default();
+        let route = (guard.routes)(method, path);
+        metrics().request((&guard.name, method, route), status, self.complete.map(|at| at.elapsed()));
         let left_out = match self.user {
             Some(_) => String::new(),
             None => match guard.strangers.due(network(self.peer)) {
@@ -73,11 +86,16 @@ impl Line {
                 None => return,
             },
         };
-        let (listener, method, target, peer) = (guard.name.as_str(), self.method.as_str(), self.target.as_str(), self.peer);
+        let (listener, peer) = (guard.name.as_str(), self.peer);
         let (user, ms) = (self.user.unwrap_or("-"), self.begun.elapsed().as_millis() as u64);
         log::info!(
             target: ACCESS, listener, method, path = target, route, status, ms, bytes, client:% = peer, user;
             "{listener}: {method} {target} {status}, {ms} ms, {bytes} bytes, {peer} {user}{left_out}"
         );
     }
+}
+
+/// What stands for what nobody said.
+fn known(text: &str) -> &str {
+    if text.is_empty() { "-" } else { text }
 }

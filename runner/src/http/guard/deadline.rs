@@ -2,88 +2,82 @@
 
 use std::io::{self, Read, Write};
 use std::net::{Shutdown, TcpStream};
-use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use rustls::{ServerConfig, ServerConnection, StreamOwned};
 
-/// A blocking socket that can be told how long one call may take.
-pub(crate) trait Socket {
-    /// Reads what is there, or waits for it.
-    fn receive(&mut self, into: &mut [u8], within: Duration) -> io::Result<usize>;
-    /// Writes some of `bytes`.
-    fn send(&mut self, bytes: &[u8], within: Duration) -> io::Result<usize>;
-}
-
-impl Socket for Arc<TcpStream> {
-    fn receive(&mut self, into: &mut [u8], within: Duration) -> io::Result<usize> {
-        self.set_read_timeout(Some(within))?;
-        (&**self).read(into)
-    }
-
-    fn send(&mut self, bytes: &[u8], within: Duration) -> io::Result<usize> {
-        self.set_write_timeout(Some(within))?;
-        (&**self).write(bytes)
-    }
-}
-
-impl Socket for UnixStream {
-    fn receive(&mut self, into: &mut [u8], within: Duration) -> io::Result<usize> {
-        self.set_read_timeout(Some(within))?;
-        self.read(into)
-    }
-
-    fn send(&mut self, bytes: &[u8], within: Duration) -> io::Result<usize> {
-        self.set_write_timeout(Some(within))?;
-        self.write(bytes)
-    }
-}
+/// A timeout that the kernel has already does for one that is shorter by no more than this: so a connection that is well needs no system call
+/// for its deadlines.
+const SLACK: Duration = Duration::from_millis(20);
 
 /// A socket with a deadline.
-pub(crate) struct Timed<S> {
-    socket: S,
+pub(crate) struct Timed {
+    socket: Arc<TcpStream>,
     deadline: Instant,
+    /// What the kernel was told last of reading and of writing.
+    reading: Option<Duration>,
+    writing: Option<Duration>,
 }
 
-impl<S: Socket> Timed<S> {
-    pub(crate) fn new(socket: S, within: Duration) -> Self {
-        Self { socket, deadline: Instant::now() + within }
+impl Timed {
+    pub(crate) fn new(socket: Arc<TcpStream>, within: Duration) -> Self {
+        Self { socket, deadline: Instant::now() + within, reading: None, writing: None }
     }
 
     pub(crate) fn allow(&mut self, within: Duration) {
-        self.allow_until(Instant::now() + within);
+        self.deadline = Instant::now() + within;
     }
 
-    pub(crate) fn allow_until(&mut self, deadline: Instant) {
-        self.deadline = deadline;
+    /// What is left of the time.
+    fn left(&self) -> io::Result<Duration> {
+        let left = self.deadline.saturating_duration_since(Instant::now());
+        if left.is_zero() { Err(io::ErrorKind::TimedOut.into()) } else { Ok(left) }
     }
 
-    /// Repeats `call` while signals interrupt it; every kind of lateness becomes `TimedOut`.
-    fn in_time(&mut self, mut call: impl FnMut(&mut S, Duration) -> io::Result<usize>) -> io::Result<usize> {
-        loop {
-            let left = self.deadline.saturating_duration_since(Instant::now());
-            if left.is_zero() {
-                return Err(io::ErrorKind::TimedOut.into());
-            }
-            match call(&mut self.socket, left) {
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Err(io::ErrorKind::TimedOut.into()),
-                other => return other,
-            }
+    fn receive(&mut self, into: &mut [u8]) -> io::Result<usize> {
+        let left = self.left()?;
+        if !is_told(self.reading, left) {
+            self.socket.set_read_timeout(Some(left))?;
+            self.reading = Some(left);
+        }
+        (&*self.socket).read(into)
+    }
+
+    fn send(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let left = self.left()?;
+        if !is_told(self.writing, left) {
+            self.socket.set_write_timeout(Some(left))?;
+            self.writing = Some(left);
+        }
+        (&*self.socket).write(bytes)
+    }
+}
+
+fn is_told(told: Option<Duration>, left: Duration) -> bool {
+    told.is_some_and(|told| told >= left && told - left <= SLACK)
+}
+
+/// Repeats `call` while signals interrupt it; every kind of lateness becomes `TimedOut`.
+fn in_time(mut call: impl FnMut() -> io::Result<usize>) -> io::Result<usize> {
+    loop {
+        match call() {
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Err(io::ErrorKind::TimedOut.into()),
+            other => return other,
         }
     }
 }
 
-impl<S: Socket> Read for Timed<S> {
+impl Read for Timed {
     fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
-        self.in_time(|socket, left| socket.receive(into, left))
+        in_time(|| self.receive(into))
     }
 }
 
-impl<S: Socket> Write for Timed<S> {
+impl Write for Timed {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.in_time(|socket, left| socket.send(bytes, left))
+        in_time(|| self.send(bytes))
     }
 
     fn flush(&mut self) -> io::Result<()> {
@@ -91,12 +85,10 @@ impl<S: Socket> Write for Timed<S> {
     }
 }
 
-type Client = Timed<Arc<TcpStream>>;
-
 /// A client's connection, plain or TLS.
 pub(crate) enum Stream {
-    Plain(Client),
-    Tls(Box<StreamOwned<ServerConnection, Client>>),
+    Plain(Timed),
+    Tls(Box<StreamOwned<ServerConnection, Timed>>),
 }
 
 impl Stream {
@@ -132,7 +124,7 @@ impl Stream {
         }
     }
 
-    fn client(&mut self) -> &mut Client {
+    fn client(&mut self) -> &mut Timed {
         match self {
             Self::Plain(client) => client,
             Self::Tls(stream) => &mut stream.sock,
@@ -178,7 +170,14 @@ impl Write for Stream {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::net::TcpListener;
     use std::thread;
+
+    fn pair() -> (Arc<TcpStream>, TcpStream) {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let theirs = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        (Arc::new(listener.accept().unwrap().0), theirs)
+    }
 
     fn spent(call: impl FnOnce() -> io::Error) -> Duration {
         let start = Instant::now();
@@ -188,7 +187,7 @@ mod tests {
 
     #[test]
     fn a_dribbling_sender_does_not_move_the_deadline() {
-        let (ours, mut theirs) = UnixStream::pair().unwrap();
+        let (ours, mut theirs) = pair();
         thread::spawn(move || {
             while theirs.write_all(b"x").is_ok() {
                 thread::sleep(Duration::from_millis(10));
@@ -207,9 +206,22 @@ mod tests {
 
     #[test]
     fn a_reader_who_does_not_read_does_not_hold_the_writer() {
-        let (ours, _theirs) = UnixStream::pair().unwrap();
+        let (ours, _theirs) = pair();
         let mut stream = Timed::new(ours, Duration::from_millis(200));
-        let spent = spent(|| stream.write_all(&vec![0; 8 << 20]).unwrap_err());
+        let spent = spent(|| stream.write_all(&vec![0; 64 << 20]).unwrap_err());
         assert!((200..600).contains(&spent.as_millis()), "{spent:?}");
+    }
+
+    #[test]
+    fn each_deadline_is_kept_whatever_the_one_before_was() {
+        let (ours, theirs) = pair();
+        let mut stream = Timed::new(ours, Duration::from_secs(60));
+        (&theirs).write_all(b"x").unwrap();
+        assert_eq!(stream.read(&mut [0; 16]).unwrap(), 1);
+        for within in [300, 100, 200] {
+            stream.allow(Duration::from_millis(within));
+            let spent = spent(|| stream.read(&mut [0; 16]).unwrap_err()).as_millis();
+            assert!((u128::from(within)..u128::from(within) + 300).contains(&spent), "{within}: {spent}");
+        }
     }
 }

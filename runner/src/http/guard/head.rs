@@ -4,24 +4,18 @@
 use std::net::IpAddr;
 
 use super::answer::Refusal;
+use crate::http::message::Request;
 
 /// Headers beyond these are too many.
 const MOST_HEADERS: usize = 64;
 
-/// The headers that handlers have a use for, and those that begin with `OURS`; no other passes the guard. So a client
-/// cannot set the two below, nor any header about the connection.
+/// The headers that handlers have a use for, and those that begin with `OURS`; no other passes the guard, and
+/// none that is about the connection.
 const PASSED: [&str; 6] = ["accept", "authorization", "content-type", "host", "idempotency-key", "user-agent"];
 const OURS: &str = "keyhole-";
 
-/// Set by the guard alone: the client's address.
-pub(crate) const PEER: &str = "guard-peer";
-/// Set by the guard alone: the request's id.
-pub(crate) const ID: &str = "guard-request-id";
 /// What a client may call its request.
 pub(crate) const REQUEST_ID: &str = "x-request-id";
-/// Set by the guard alone: the number of the request's ticket.
-pub(crate) const TICKET: &str = "guard-ticket";
-
 /// What a valid head says.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Head {
@@ -34,7 +28,7 @@ pub(crate) struct Head {
     pub(crate) keep_alive: bool,
     /// The client waits for our word before it sends the body.
     pub(crate) expects_continue: bool,
-    /// What the client calls its request. It ends here: what goes on is [`ID`].
+    /// What the client calls its request. It ends here: handlers find the id with their thread.
     pub(crate) request_id: Option<String>,
 }
 
@@ -44,15 +38,15 @@ impl Head {
         self.method == "HEAD"
     }
 
-    /// The head that is handed on: the same meaning, written by us.
-    pub(crate) fn rebuilt(&self, peer: IpAddr, ticket: u64, id: &str) -> String {
-        let method = if self.wants_head_only() { "GET" } else { &self.method };
-        let mut head = format!("{method} {} HTTP/1.1\r\nconnection: close\r\n", self.target);
-        head += &format!("content-length: {}\r\n{PEER}: {peer}\r\n{TICKET}: {ticket}\r\n{ID}: {id}\r\n", self.body_length);
-        for (name, value) in &self.headers {
-            head += &format!("{name}: {value}\r\n");
-        }
-        head + "\r\n"
+    /// The whole request, as handlers know it.
+    pub(crate) fn into_request(mut self, body: Vec<u8>, peer: IpAddr) -> Request {
+        let method = if self.wants_head_only() { "GET".to_owned() } else { self.method };
+        let query = self.target.find('?').map(|at| {
+            let query = self.target.split_off(at + 1);
+            self.target.truncate(at);
+            query
+        });
+        Request { method, path: self.target, query, headers: self.headers, body, peer }
     }
 }
 
@@ -139,7 +133,7 @@ fn request_line(bytes: &[u8]) -> Result<(&str, &str, Version), Refusal> {
         other if is_some_version(other) => return Err(Refusal::new(505, "use HTTP/1.1 or HTTP/1.0")),
         _ => return Err(malformed()),
     };
-    // Upper case only: what comes after us takes `head` for HEAD.
+    // Upper case only: methods are told apart by the letter, and nobody shall take `head` for HEAD.
     if method.is_empty() || !method.bytes().all(|byte| byte.is_ascii_uppercase() || byte == b'-') {
         return Err(malformed());
     }

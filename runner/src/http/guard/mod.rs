@@ -1,23 +1,20 @@
-//! What stands between the network and the server that answers. Every client is a stranger here: it gets one of a
-//! limited number of seats, absolute deadlines, and no further than one complete, unambiguous request at a time.
-//!
-//! The server behind is tiny_http on a private Unix socket (`http::backend`). By itself it would let one client end the
-//! process, the listener or the service of others; behind the guard it sees only short, valid, complete requests.
+//! What stands between the network and the handlers. Every client is a stranger here: it gets one of a limited number of seats, absolute
+//! deadlines, and no further than one complete, unambiguous request at a time. Handlers see short, valid, complete requests, and no more of
+//! them at once than the listener has workers.
 
 mod access;
 mod answer;
 mod connection;
 mod deadline;
-mod exchange;
+mod desk;
 pub(crate) mod head;
 mod limits;
 pub(crate) mod seats;
-pub(crate) mod tickets;
 
 use std::io::{self, PipeReader, PipeWriter, Read, Write};
 use std::net::{IpAddr, Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::os::fd::AsFd;
-use std::path::Path;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
@@ -26,17 +23,18 @@ use std::time::{Duration, Instant};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustls::ServerConfig;
 
+use self::connection::Visit;
+use self::desk::Desk;
 pub use self::limits::Limits;
-use self::seats::{Seat, Seats};
-use super::backend::Backend;
+use self::seats::Seats;
 use super::message::{Request, Response};
 use crate::error::{Error, Result};
 use crate::live::Live;
-use crate::metrics::{Present, metrics};
+use crate::metrics::metrics;
 use crate::seldom::Seldom;
 
 /// What answers requests. It may block, and it may panic: the client gets a 500 then, and nobody else notices.
-pub type Handler = Arc<dyn Fn(Request) -> Response + Send + Sync>;
+pub type Handler = Arc<dyn Fn(&Request) -> Response + Send + Sync>;
 
 /// A header as it was sent, its name in lower case.
 pub type Header = (String, String);
@@ -55,7 +53,7 @@ pub struct Asked<'a> {
 }
 
 /// Judges a request by its head and where it comes from; returns the user who asks, or nobody where everybody may. What it denies gets no
-/// further: no body is read for it, and no worker knows of it.
+/// further: no body is read for it, and no handler knows of it.
 pub type Screen = Arc<dyn Fn(&Asked<'_>) -> Result<Option<&'static str>, Denial> + Send + Sync>;
 
 /// The route that a method and a path belong to, as one of few words: never the path itself, which strangers choose.
@@ -102,18 +100,17 @@ const SPARED: Duration = Duration::from_secs(1);
 
 /// Listens on `addr`, with TLS if there is a configuration for it, and answers with `service`.
 ///
-/// `name` is for the log and for the socket's file in `socket_folder`, which is made private to this user.
+/// `name` is for the log.
 pub fn start(
     name: &str,
     addr: SocketAddr,
     tls: Option<Arc<ServerConfig>>,
     limits: Limits,
-    socket_folder: &Path,
     service: impl Into<Service>,
 ) -> Result<Server> {
     let listener = TcpListener::bind(addr);
     let listener = listener.map_err(|error| Error::unavailable(format!("{name}: cannot listen on {addr}: {error}")))?;
-    start_on(name, listener, tls, limits, socket_folder, service)
+    start_on(name, listener, tls, limits, service)
 }
 
 /// The same with a socket that listens already. Others may hold it too, now or later: it is never shut down, only left.
@@ -122,22 +119,19 @@ pub fn start_on(
     listener: TcpListener,
     tls: Option<Arc<ServerConfig>>,
     limits: Limits,
-    socket_folder: &Path,
     service: impl Into<Service>,
 ) -> Result<Server> {
-    let Service { handler, screen, routes } = service.into();
     let cannot = |error: io::Error| Error::unavailable(format!("{name}: cannot listen: {error}"));
     warn_about_descriptors(name, &limits);
     let address = listener.local_addr().map_err(cannot)?;
     // It is waited for together with the bell; what is gone when its turn comes must not block.
     listener.set_nonblocking(true).map_err(cannot)?;
     let (rung, bell) = io::pipe().map_err(cannot)?;
-    let backend = Backend::start(name, socket_folder, limits.workers, limits.body_bytes, handler)?;
-    let seats = Seats::new(limits.connections, limits.per_address);
-    let guard = Arc::new(Guard::new(name, tls, limits, (screen, routes), backend, seats));
-    let shared = Arc::clone(&guard);
+    let guard = Arc::new(Guard::new(name, tls, limits, service.into()));
+    let (shared, clerk) = (Arc::clone(&guard), Arc::clone(&guard));
+    named(&format!("{name}-late")).spawn(move || clerk.answer_the_late()).map_err(cannot)?;
     let thread = named(&format!("{name}-accept")).spawn(move || shared.accept(&listener, &rung));
-    let thread = thread.inspect_err(|_| guard.backend.stop(Instant::now())).map_err(cannot)?;
+    let thread = thread.inspect_err(|_| guard.desk.end()).map_err(cannot)?;
     Ok(Server { address, guard, at_work: Mutex::new(Some((bell, thread))) })
 }
 
@@ -147,8 +141,7 @@ fn named(name: &str) -> thread::Builder {
 }
 
 fn warn_about_descriptors(name: &str, limits: &Limits) {
-    // Three for each request behind the guard: our end of the socket, and two that tiny_http keeps of the other.
-    let wanted = (limits.connections + 3 * limits.workers) as u64;
+    let wanted = limits.connections as u64;
     let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile).current.unwrap_or(u64::MAX);
     if limit < wanted {
         log::warn!("{name}: {wanted} file descriptors may be needed and {limit} are allowed; raise the limit (ulimit -n)");
@@ -202,7 +195,8 @@ impl Server {
         self.guard.seats.close_idle(Duration::ZERO);
         self.guard.wait_for_clients(deadline);
         self.guard.seats.close_all();
-        self.guard.backend.stop(deadline);
+        self.guard.wait_for_handlers(deadline);
+        self.guard.desk.end();
     }
 }
 
@@ -217,10 +211,12 @@ struct Guard {
     name: String,
     tls: Option<Live<ServerConfig>>,
     limits: Limits,
+    handler: Handler,
     screen: Option<Screen>,
     routes: Routes,
-    backend: Arc<Backend>,
     seats: Arc<Seats>,
+    /// Connections whose requests are at work.
+    desk: Desk<Box<Visit>>,
     stopping: AtomicBool,
     /// The accepting thread's last sign of life.
     pulse: Mutex<Instant>,
@@ -228,33 +224,29 @@ struct Guard {
     full: Seldom,
     turned_away: Seldom,
     trouble: Seldom,
+    lateness: Seldom,
     /// What strangers ask is written down for each of their networks seldom.
     strangers: Seldom<IpAddr>,
 }
 
 impl Guard {
-    fn new(
-        name: &str,
-        tls: Option<Arc<ServerConfig>>,
-        limits: Limits,
-        (screen, routes): (Option<Screen>, Routes),
-        backend: Arc<Backend>,
-        seats: Arc<Seats>,
-    ) -> Self {
+    fn new(name: &str, tls: Option<Arc<ServerConfig>>, limits: Limits, service: Service) -> Self {
         Self {
             name: name.to_owned(),
             tls: tls.map(Live::new),
+            handler: service.handler,
+            screen: service.screen,
+            routes: service.routes,
+            seats: Seats::new(limits.connections, limits.per_address),
+            desk: Desk::new(limits.workers, limits.handle),
             limits,
-            screen,
-            routes,
-            backend,
-            seats,
             stopping: AtomicBool::new(false),
             pulse: Mutex::new(Instant::now()),
             refused: AtomicU64::new(0),
             full: Seldom::default(),
             turned_away: Seldom::default(),
             trouble: Seldom::default(),
+            lateness: Seldom::default(),
             strangers: Seldom::bursts_of(access::STRANGERS_LINES),
         }
     }
@@ -266,6 +258,44 @@ impl Guard {
     fn wait_for_clients(&self, until: Instant) {
         while self.seats.taken() > 0 && Instant::now() < until {
             thread::sleep(Duration::from_millis(5));
+        }
+    }
+
+    /// Also those whose clients are gone.
+    fn wait_for_handlers(&self, until: Instant) {
+        while !self.desk.is_clear(self.limits.workers) && Instant::now() < until {
+            thread::sleep(Duration::from_millis(5));
+        }
+    }
+
+    fn handle(&self, request: &Request) -> Response {
+        let outcome = catch_unwind(AssertUnwindSafe(|| (self.handler)(request)));
+        outcome.map(answer::sound).unwrap_or_else(|panic| {
+            let (name, Request { method, path, .. }) = (&self.name, request);
+            log::error!("{name}: {method} {path}: the handler panicked: {}", words(panic.as_ref()));
+            answer::fault()
+        })
+    }
+
+    /// Whoever has waited long enough is answered by a thread of its own, which then goes on with the connection.
+    fn answer_the_late(self: &Arc<Self>) {
+        while let Some(late) = self.desk.next_late() {
+            let guard = Arc::clone(self);
+            let answer = move || guard.desk.take(late).into_iter().for_each(connection::answer_late);
+            if let Err(error) = named(&format!("{}-client", self.name)).spawn(answer) {
+                // The client stays where it is, and is announced again.
+                log::error!("{}: a client that waits for its answer cannot be told so: {error}", self.name);
+            }
+        }
+    }
+
+    fn complain_of_lateness(&self) {
+        if let Some(left_out) = self.lateness.due(()) {
+            let seconds = self.desk.patience().as_secs();
+            log::error!(
+                "{}: a request is not answered within {seconds} s; its client got a 503, and the work goes on{left_out}",
+                self.name
+            );
         }
     }
 
@@ -311,15 +341,7 @@ impl Guard {
             }
         };
         let guard = Arc::clone(self);
-        named(&format!("{}-client", self.name)).spawn(move || guard.attend(&seat)).map(drop)
-    }
-
-    fn attend(&self, seat: &Seat) {
-        let _present = Present::new(metrics().http_connections.with_label_values(&[&self.name]));
-        // Answers are written whole, so waiting for more to send would only cost time.
-        if seat.socket().set_nodelay(true).is_ok() {
-            connection::serve(self, seat);
-        }
+        named(&format!("{}-client", self.name)).spawn(move || connection::serve(&guard, seat)).map(drop)
     }
 
     fn note_full(&self, left: IpAddr) {
@@ -358,13 +380,20 @@ impl Guard {
 
 /// One try, without waiting. A fresh connection has room for so short an answer. Returns the length of the body.
 fn tell_busy(mut socket: TcpStream) -> usize {
-    let answer = answer::Answer::busy("there are too many connections; try again");
-    let length = answer.body.len();
-    let answer = answer.rendered(false, false);
-    if socket.set_nonblocking(true).is_ok() && socket.write_all(&answer).is_ok() {
+    let response = answer::busy("there are too many connections; try again");
+    let mut bytes = Vec::new();
+    answer::write_head(&mut bytes, &response, false);
+    bytes.extend_from_slice(&response.body);
+    if socket.set_nonblocking(true).is_ok() && socket.write_all(&bytes).is_ok() {
         let _ = socket.shutdown(Shutdown::Write);
         // What is left unread when we close would make the client lose the answer.
         let _ = socket.read(&mut [0; 4096]);
     }
-    length
+    response.body.len()
+}
+
+/// What a panic said.
+fn words(panic: &(dyn std::any::Any + Send)) -> &str {
+    let text = panic.downcast_ref::<&str>().copied();
+    text.or_else(|| panic.downcast_ref::<String>().map(String::as_str)).unwrap_or("no message")
 }

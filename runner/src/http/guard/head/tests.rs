@@ -158,10 +158,21 @@ fn what_is_no_request_is_known_by_its_first_byte() {
 }
 
 #[test]
-fn head_is_handed_on_as_get() {
-    let head = parse(b"HEAD /x HTTP/1.0\r\n\r\n", 0).unwrap();
-    assert!(head.wants_head_only());
-    assert!(head.rebuilt([127, 0, 0, 1].into(), 7, "id").starts_with("GET /x HTTP/1.1\r\n"));
+fn a_handler_sees_get_for_head_and_the_path_apart_from_the_query() {
+    let cases = [
+        ("HEAD /x", "GET", "/x", None),
+        ("GET /x?a=b?c", "GET", "/x", Some("a=b?c")),
+        ("POST /?", "POST", "/", Some("")),
+        ("DELETE /a%3fb", "DELETE", "/a%3fb", None),
+    ];
+    for (line, method, path, query) in cases {
+        let head = parse(format!("{line} HTTP/1.0\r\nAccept: a\r\n\r\n").as_bytes(), 0).unwrap();
+        assert_eq!(head.wants_head_only(), line.starts_with("HEAD"));
+        let request = head.into_request(b"b".into(), [10, 0, 0, 1].into());
+        assert_eq!((&*request.method, &*request.path, request.query.as_deref()), (method, path, query), "{line}");
+        assert_eq!((request.header("accept"), &*request.body), (Some("a"), &b"b"[..]));
+        assert_eq!(request.peer, IpAddr::from([10, 0, 0, 1]));
+    }
 }
 
 /// Text that is a request about every other time, and otherwise nearly one.
@@ -190,19 +201,21 @@ fn near_requests() -> impl Strategy<Value = Vec<u8>> {
     )
 }
 
-/// What another reader makes of a head: the same request, and no byte beyond it.
+/// What another reader makes of the same bytes: the same request, and no byte beyond it.
 fn read_again(head: &Head, bytes: &[u8]) {
-    let mut space = [httparse::EMPTY_HEADER; MOST_HEADERS + 5];
+    let mut space = [httparse::EMPTY_HEADER; MOST_HEADERS];
     let mut request = httparse::Request::new(&mut space);
     assert_eq!(request.parse(bytes).unwrap(), httparse::Status::Complete(bytes.len()));
-    assert_eq!(request.method, Some(if head.method == "HEAD" { "GET" } else { &head.method }));
-    assert_eq!(request.path, Some(head.target.as_str()));
-    assert_eq!(request.version, Some(1));
+    assert_eq!((request.method, request.path), (Some(head.method.as_str()), Some(head.target.as_str())));
     let fields: Vec<_> = request.headers.iter().map(|header| (header.name, std::str::from_utf8(header.value).unwrap())).collect();
-    let length = head.body_length.to_string();
-    let guards = [("connection", "close"), ("content-length", &length), (PEER, "10.0.0.1"), (TICKET, "7"), (ID, "id")];
-    assert_eq!(fields[..5], guards);
-    assert!(fields[5..].iter().copied().eq(head.headers.iter().map(|(name, value)| (name.as_str(), value.as_str()))));
+    let values = |name: &str| -> Vec<&str> {
+        fields.iter().filter(|(known, _)| known.eq_ignore_ascii_case(name)).map(|(_, value)| *value).collect()
+    };
+    assert_eq!(values("content-length").iter().map(|length| length.parse::<usize>().unwrap()).sum::<usize>(), head.body_length);
+    assert!(values("transfer-encoding").is_empty());
+    for (name, value) in &head.headers {
+        assert!(values(name) == [value.as_str()] || name == "accept", "{name}: {value}");
+    }
 }
 
 proptest! {
@@ -216,9 +229,7 @@ proptest! {
     #[test]
     fn what_is_accepted_is_one_request_for_every_reader(bytes in near_requests()) {
         if let Ok(head) = parse(&bytes, MOST_BODY) {
-            read_again(&head, head.rebuilt([10, 0, 0, 1].into(), 7, "id").as_bytes());
-            let again = parse(head.rebuilt([10, 0, 0, 1].into(), 7, "id").as_bytes(), MOST_BODY);
-            prop_assert!(again.is_ok() || !head.headers.iter().any(|(name, _)| name == "host"));
+            read_again(&head, &bytes);
         }
     }
 }
