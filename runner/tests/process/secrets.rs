@@ -52,6 +52,8 @@ fn on_this_machine_secrets_are_in_no_log_no_arguments_and_no_open_file() {
         }
         served.await_state("4", "available");
         served.get_as(&basic("bwvisu-web", &PASSWORD[1..]), "/jobs");
+        // Written where the log is at its most talkative alone.
+        served.raw("GET / HTTP/9\r\n\r\n");
         // The client has the password too.
         let listed = bench.command().args(["list", "--url", &served.url]).output().unwrap();
         assert!(listed.status.success(), "{}", String::from_utf8_lossy(&listed.stderr));
@@ -117,7 +119,7 @@ fn on_a_cluster_secrets_are_in_no_log_and_no_arguments_on_either_side() {
 /// Others find nothing that they may open below the state folder.
 fn modes_are_private(bench: &Bench) {
     let files = bench.state_files();
-    assert!(files.len() > 4, "{files:?}");
+    assert!(files.len() >= 4, "{files:?}");
     for (file, metadata) in files {
         let mode = metadata.permissions().mode() & 0o777;
         let allowed = match file.file_name().unwrap().to_str().unwrap() {

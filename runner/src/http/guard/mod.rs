@@ -85,8 +85,8 @@ impl From<Handler> for Service {
     }
 }
 
-/// Enough for a TLS handshake and one request; five hundred of them are no burden.
-const STACK: usize = 256 * 1024;
+/// Several times what handlers have been seen to need, also without optimization. Only what is touched takes memory.
+const STACK: usize = 1024 * 1024;
 /// After a failure to accept or to start a thread: long enough not to spin, short enough not to be noticed.
 const REST: Duration = Duration::from_millis(20);
 /// How often an accepting thread that has nothing to do shows that it lives.
