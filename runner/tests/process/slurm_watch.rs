@@ -115,6 +115,16 @@ fn a_look_that_failed_or_cannot_be_read_changes_nothing() {
         assert_eq!(unobserved(&served), before, "{text:?}");
     }
     cluster.stop_playing("squeue.text");
+    for (number, text) in ["garbage\n", half, "41|x|alice|FAILED|\n"].into_iter().enumerate() {
+        cluster.play("details.text", text);
+        // The overview says that there is something new.
+        cluster.show("41", "Reason", &format!("Reason{number}"));
+        cluster.looks(4);
+        assert_eq!(unobserved(&served), before, "{text:?}");
+    }
+    cluster.stop_playing("details.text");
+    until("the details follow", || (served.job("1")["details"]["Reason"] == "Reason2").then_some(()), || served.log());
+    let before = unobserved(&served);
     cluster.play("refuse.squeue", "slurm_load_jobs error: Unable to contact slurm controller (connect failure)");
     cluster.looks(4);
     assert_eq!(unobserved(&served), before);
@@ -166,12 +176,21 @@ fn jobs_of_others_are_never_taken_for_ours_whatever_their_names() {
 #[test]
 fn nothing_that_a_jobs_owner_may_write_freely_is_asked_for() {
     let (cluster, _served) = running();
-    let format = cluster.called("squeue")[0].iter().find(|word| word.starts_with("--Format=")).unwrap().clone();
-    for field in ["WorkDir", "Comment", "Command", "StdOut", "StdErr", "StdIn", "Dependency", "Feature", "Licenses", "WCKey"] {
-        assert!(!format.contains(&format!("{field}:")), "{field} in {format}");
+    cluster.looks(3);
+    let calls = cluster.called("squeue");
+    let mut overviews = 0;
+    for call in &calls {
+        let format = call.iter().find(|word| word.starts_with("--Format=")).unwrap();
+        for field in ["WorkDir", "Comment", "Command", "StdOut", "StdErr", "StdIn", "Dependency", "Feature", "Licenses", "WCKey"]
+        {
+            assert!(!format.contains(&format!("{field}:")), "{field} in {format}");
+        }
+        // The name is the exception where exact names are asked for: it is matched whole.
+        let named = call.iter().any(|word| word.starts_with("--name="));
+        assert_eq!(format.contains(",Name:"), named, "{call:?}");
+        overviews += usize::from(!named);
     }
-    // The name is the exception: it is matched whole.
-    assert!(format.contains("Name:"));
+    assert!(overviews > 0 && overviews < calls.len(), "{calls:?}");
 }
 
 #[test]
@@ -213,17 +232,32 @@ fn a_job_whose_submission_a_crash_cut_off_is_adopted() {
 }
 
 #[test]
-fn many_jobs_cost_one_squeue_per_look() {
+fn many_jobs_cost_one_overview_per_look_and_one_question_for_what_changed() {
     let cluster = Cluster::new();
     let served = cluster.bench.serve();
     for _ in 0..12 {
         assert_eq!(served.post(&job("alice")).status, 200);
     }
-    let last = cluster.called("squeue").len();
+    let known = || (1..=12).all(|id| served.job(&id.to_string())["details"]["State"] == "PENDING").then_some(());
+    until("all jobs to be seen", known, || served.log());
     cluster.looks(2);
-    let looks = cluster.called("squeue").split_off(last + 1);
-    for look in looks {
-        let names = look.iter().find(|word| word.starts_with("--name=")).unwrap();
-        assert_eq!(names.split(',').count(), 12, "{names}");
+    let questions = |since: usize| cluster.called("squeue").split_off(since);
+    let about = |call: &Vec<String>, word: &str| call.iter().find_map(|part| part.strip_prefix(word)).map(str::to_owned);
+    let quiet = cluster.called("squeue").len();
+    cluster.looks(4);
+    assert!(questions(quiet).iter().all(|call| about(call, "--name=").is_none()), "{:?}", questions(quiet));
+    for (ids, asked) in [(41..=51, 11), (52..=52, 1)] {
+        let before = cluster.called("squeue").len();
+        ids.clone().for_each(|id| cluster.show(&id.to_string(), "Reason", "Resources"));
+        cluster.looks(4);
+        let names: Vec<String> = questions(before).iter().filter_map(|call| about(call, "--name=")).collect();
+        // The jobs change one after the other, and a look may come between.
+        assert_eq!(names.iter().map(|names| names.split(',').count()).sum::<usize>(), asked, "{names:?}");
+        assert!(names.len() <= asked.min(9), "{names:?}");
     }
+    let last = questions(quiet);
+    assert!(
+        last.iter().any(|call| about(call, "--jobs=").as_deref() == Some("52")),
+        "a single job is asked for by its id: {last:?}"
+    );
 }

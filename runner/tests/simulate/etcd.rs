@@ -6,7 +6,8 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 pub struct Server {
-    folder: tempfile::TempDir,
+    /// Removed when the play is over.
+    _folder: tempfile::TempDir,
     address: Ipv4Addr,
     child: Child,
 }
@@ -33,7 +34,7 @@ impl Server {
             assert!(begun.elapsed() < Duration::from_secs(20), "etcd does not start");
             std::thread::sleep(Duration::from_millis(50));
         }
-        Self { folder, address, child }
+        Self { _folder: folder, address, child }
     }
 
     pub fn config(&self) -> EtcdConfig {
@@ -43,10 +44,6 @@ impl Server {
 
     pub fn pid(&self) -> u32 {
         self.child.id()
-    }
-
-    pub fn folder(&self) -> &std::path::Path {
-        self.folder.path()
     }
 }
 

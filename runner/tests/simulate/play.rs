@@ -35,8 +35,8 @@ const SAMPLE: u64 = 20;
 pub struct Play {
     world: Arc<World>,
     etcd: u32,
-    // Last: the threads look at it until the end.
-    folder: tempfile::TempDir,
+    /// Removed when the play is over.
+    _folder: tempfile::TempDir,
 }
 
 struct World {
@@ -54,7 +54,8 @@ struct World {
 impl Play {
     pub fn new(etcd: &Server) -> Self {
         let folder = tempfile::tempdir().unwrap();
-        std::fs::write(folder.path().join("play.txt"), "#!/bin/bash\n#SBATCH --time=10\n#KEYHOLE-REQUEST-PORTS 1\nsleep 1\n").unwrap();
+        std::fs::write(folder.path().join("play.txt"), "#!/bin/bash\n#SBATCH --time=10\n#KEYHOLE-REQUEST-PORTS 1\nsleep 1\n")
+            .unwrap();
         let (slurm, listeners) = (Arc::<Slurm>::default(), Listeners::default());
         let (cluster, config) = cluster(folder.path(), &slurm, &listeners);
         let store = Arc::new(Store::new(Box::new(Etcd::connect(etcd.config()).unwrap().mirrored())));
@@ -76,9 +77,12 @@ impl Play {
         let mut jobs_watch = JobsWatch::new(Arc::clone(&store), Arc::clone(&cluster), Duration::from_secs(60));
         let mut keyhole_watch = KeyholeWatch::new(store, cluster, keyhole);
         watcher(&world, JOBS_INTERVAL, |times| &mut times.jobs_watch, move || jobs_watch.cycle().map_err(|e| e.to_string()));
-        watcher(&world, KEYHOLE_INTERVAL, |times| &mut times.keyhole_watch, move || {
-            keyhole_watch.cycle().map_err(|e| e.to_string())
-        });
+        watcher(
+            &world,
+            KEYHOLE_INTERVAL,
+            |times| &mut times.keyhole_watch,
+            move || keyhole_watch.cycle().map_err(|e| e.to_string()),
+        );
         for _ in 0..AT_ONCE {
             let world = Arc::clone(&world);
             thread::spawn(move || {
@@ -89,7 +93,7 @@ impl Play {
                 }
             });
         }
-        Self { world, etcd: etcd.pid(), folder }
+        Self { world, etcd: etcd.pid(), _folder: folder }
     }
 
     /// Starts so many jobs as fast as it goes, and waits until they run.
@@ -181,7 +185,7 @@ impl World {
         self.listeners.lock().unwrap().insert((batch.node.clone(), port), listens);
         self.running.lock().unwrap().push_back((batch.id, batch.node.clone(), port));
         self.started.fetch_add(1, Ordering::Relaxed);
-        if id % SAMPLE == 0 {
+        if id.is_multiple_of(SAMPLE) {
             let world = Arc::clone(self);
             thread::spawn(move || world.wait_for_available(id, listens));
         }
@@ -191,7 +195,9 @@ impl World {
         sleep(listens.saturating_duration_since(Instant::now()));
         while listens.elapsed() < Duration::from_secs(60) {
             match self.jobs.describe(id) {
-                Ok(view) if view.job.state == State::Available => return self.times.lock().unwrap().available.push(listens.elapsed()),
+                Ok(view) if view.job.state == State::Available => {
+                    return self.times.lock().unwrap().available.push(listens.elapsed());
+                }
                 Ok(view) if view.job.state == State::Finished => return,
                 _ => sleep(Duration::from_millis(10)),
             }

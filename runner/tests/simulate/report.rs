@@ -34,7 +34,9 @@ const FOLLOWED: f64 = 0.95;
 
 impl Report {
     pub fn new(jobs: usize) -> Self {
-        println!("starts/s  followed  failed  submit ms     grant ms      available ms  jobs-watch ms keyhole-watch   CPU  etcd   MiB");
+        println!(
+            "starts/s  followed  failed  submit ms     grant ms      available ms  jobs-watch ms keyhole-watch   CPU  etcd   MiB"
+        );
         println!("offered     started         p50    p99    p50    p99    p50    p99    p50    max    p50    max");
         Self { jobs, rows: Vec::new() }
     }
@@ -62,7 +64,8 @@ impl Report {
             stage.memory_mib
         );
         let names = ["submit", "grant", "available", "jobs-watch", "keyhole-watch"];
-        let times: serde_json::Map<_, _> = names.iter().zip(pairs).map(|(name, (low, high))| ((*name).to_owned(), json!([low, high]))).collect();
+        let times: serde_json::Map<_, _> =
+            names.iter().zip(pairs).map(|(name, (low, high))| ((*name).to_owned(), json!([low, high]))).collect();
         self.rows.push(json!({
             "offered": stage.rate, "started": achieved, "followed": followed, "failed": stage.failed, "milliseconds": times,
             "cpu": stage.cpu[0], "etcd-cpu": stage.cpu[1], "memory-mib": stage.memory_mib,
@@ -70,7 +73,8 @@ impl Report {
     }
 
     pub fn write(&self) {
-        let folder = std::env::var("CARGO_TARGET_DIR").unwrap_or_else(|_| concat!(env!("CARGO_MANIFEST_DIR"), "/../target").into());
+        let folder =
+            std::env::var("CARGO_TARGET_DIR").unwrap_or_else(|_| concat!(env!("CARGO_MANIFEST_DIR"), "/../target").into());
         let path = std::path::Path::new(&folder).join("simulate/results.json");
         std::fs::create_dir_all(path.parent().unwrap()).unwrap();
         let all = json!({"running-jobs": self.jobs, "stages": self.rows});

@@ -156,7 +156,7 @@ impl Scheduler for Slurm {
     }
 
     fn user(&self, name: &str) -> Result<Option<User>> {
-        Ok(Some(User { name: name.into(), uid: 2001, home: format!("/home/{name}"), groups: None }))
+        Ok(Some(User { name: name.into(), uid: 2001, gid: 2001, groups: Vec::new() }))
     }
 
     fn names(&self, _prefix: &str) -> Result<Vec<String>> {
