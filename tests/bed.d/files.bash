@@ -188,6 +188,7 @@ slurm_conf() {
 	SchedulerParameters=batch_sched_delay=0,sched_interval=1
 	JobRequeue=1
 	MinJobAge=60
+	MaxJobCount=30000
 	KillWait=10
 	ReturnToService=2
 	MessageTimeout=30

@@ -1,0 +1,58 @@
+//! From `listen()` to `state: available`, as a client sees it that asks again and again.
+
+use crate::Effort;
+use crate::figures::{Figure, Goal, median, range};
+use crate::ground::{cancel_all, setup, wait_for_chains};
+use crate::kept::Kept;
+use crate::keyhole::running_jobs;
+use crate::store;
+use bwvisu_tests::{Bed, Runner};
+use serde_json::json;
+use std::net::TcpListener;
+use std::thread;
+use std::time::{Duration, Instant};
+
+/// How often a gateway looks at a job that is starting, as installed, in seconds.
+const INTERVAL: f64 = 2.0;
+
+/// The longest of some jobs' times.
+pub fn measure(effort: Effort) -> Vec<Figure> {
+    let bed = Bed::take();
+    let runner = Runner::with(&bed, &setup(&[crate::ground::IDLE], &json!({})));
+    wait_for_chains(&runner, 1);
+    let jobs = running_jobs(&bed, &runner, effort.rounds(16, 6));
+    let mut front_end = Kept::open(&bed, &runner);
+    let mut times = Vec::new();
+    for (number, job) in jobs.iter().enumerate() {
+        job.ask(&bed, 1);
+        // Somewhere between two looks.
+        thread::sleep(Duration::from_millis(137 * (number as u64 * 5 % 16)));
+        let (_, grant) = store::read(&bed, &format!("grants/{}", job.id)).remove(0);
+        let port = u16::try_from(grant["spans"][0]["internal"].as_u64().unwrap()).unwrap();
+        let door = bed.at(&job.nodes[0], || TcpListener::bind(("0.0.0.0", port))).unwrap();
+        let begun = Instant::now();
+        while front_end.job(&job.id.to_string())["state"] != "available" {
+            assert!(begun.elapsed().as_secs() < 30, "job {} is not available after 30 s", job.id);
+            thread::sleep(Duration::from_millis(3));
+        }
+        times.push(begun.elapsed().as_secs_f64());
+        drop(door);
+    }
+    cancel_all(&bed);
+    let (least, most) = range(&times);
+    let notes = format!(
+        "the longest of {} jobs, p50 {:.2} s; a gateway looks every {INTERVAL} s at jobs that are starting; what a look costs stands with health-1000",
+        times.len(),
+        median(&times)
+    );
+    let figure = Figure::plain("listen-available", "one interval and 100 ms", "s", most, Goal::AtMost(1.0));
+    vec![
+        Figure {
+            baseline: Some(INTERVAL + 0.1),
+            ratio: most / (INTERVAL + 0.1),
+            spread: (least / (INTERVAL + 0.1), most / (INTERVAL + 0.1)),
+            ..figure
+        }
+        .noting(notes),
+    ]
+}
