@@ -3,7 +3,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .ONESHELL:
-.PHONY: help demo build rpm deb tarball source pages test soak matrix check fmt deny clean
+.PHONY: help demo build rpm deb tarball source pages test soak bench matrix check fmt deny clean
 
 TARGET := $(shell uname -m)-unknown-linux-musl
 # Where cargo leaves what it builds.
@@ -16,6 +16,7 @@ help:
 	@echo 'make build   a static install folder in dist/, ready to be copied to another machine'
 	@echo 'make rpm     the same as an RPM in packages/; also: make deb, make tarball (with an install script), make source (for rpmbuild -ba)'
 	@echo 'make test    all tests, with a real cluster in network namespaces where this is root'
+	@echo 'make bench   what it costs beside ssh, sbatch, nc, iptables and peers (under 20 minutes, as root); BENCH_ROWS=post-one,client picks rows, BENCH_SHORT=1 is what CI runs'
 	@echo 'make matrix  the short way of a job with Slurm, etcd, ssh, iptables and nc of other releases (about 25 minutes, 2 GB); then make rpm twice from nothing (10 more)'
 	@echo 'make soak    ten minutes (SOAK_SECONDS) of random faults for three runners and three members of etcd; SOAK_SEED repeats them'
 	@echo 'make pages   the man pages and the completion anew, from the command line and docs/'
@@ -70,6 +71,9 @@ test:
 soak:
 	tests/run soak
 
+bench:
+	tests/run bench
+
 matrix:
 	tests/matrix && failed=0 || failed=$$?
 	tests/matrix readme
@@ -81,7 +85,7 @@ check: fmt deny
 	cargo clippy --workspace --all-targets --features bwvisu-tests/bed -- -D warnings
 	RUSTDOCFLAGS='-D warnings' cargo doc --workspace --no-deps --quiet
 	if command -v shellcheck >/dev/null; then
-		shellcheck tests/bed tests/bed.d/*.bash tests/bed.d/check tests/bed.d/init tests/bed.d/foreign tests/install-packages tests/run tests/roots tests/matrix tests/packages tests/packages.d/systemd tests/src/docs/boot tests/src/docs/systemctl .ci/run runner/src/gateway/iptables/probe.sh
+		shellcheck tests/bed tests/bed.d/*.bash tests/bed.d/check tests/bed.d/init tests/bed.d/foreign tests/install-packages tests/run tests/roots tests/matrix tests/packages tests/packages.d/systemd tests/src/docs/boot tests/src/docs/systemctl tests/bench/baselines/health tests/bench/baselines/keyhole-by-hand tests/bench/baselines/keyhole-seed tests/bench/baselines/post-32 tests/bench/baselines/post-one .ci/run runner/src/gateway/iptables/probe.sh
 		shellcheck packaging/about packaging/build-* packaging/install packaging/install.sh packaging/protoc packaging/remap packaging/deb/p*
 	else
 		echo 'NOT CHECKED: the shell scripts, since shellcheck is not installed' >&2

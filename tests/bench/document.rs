@@ -1,6 +1,6 @@
 //! The figures in `docs/performance.md`: written by the program that measured them, so that both agree.
 
-use crate::figures::{Figure, json, markdown};
+use crate::figures::{Figure, markdown};
 use crate::picture;
 use bwvisu_tests::bed::repository;
 use std::fs;
@@ -8,7 +8,7 @@ use std::fs;
 const BEGIN: &str = "<!-- figures: begin -->\n";
 const END: &str = "<!-- figures: end -->\n";
 
-/// Writes table, notes, picture, and the results that they are made of.
+/// Writes table, notes and picture.
 pub fn write(figures: &[Figure]) {
     let path = repository().join("docs/performance.md");
     let text = fs::read_to_string(&path).unwrap();
@@ -16,7 +16,6 @@ pub fn write(figures: &[Figure]) {
     let (_, after) = rest.split_once(END).expect("its end");
     fs::write(&path, format!("{before}{BEGIN}{}{END}{after}", section(figures))).unwrap();
     fs::write(repository().join("docs/images/performance.svg"), picture::draw(figures)).unwrap();
-    fs::write(repository().join("docs/images/performance.json"), json(figures)).unwrap();
 }
 
 fn section(figures: &[Figure]) -> String {

@@ -27,6 +27,12 @@ impl Goal {
         }
     }
 
+    fn limit(self) -> f64 {
+        match self {
+            Self::AtMost(limit) | Self::AtLeast(limit) => limit,
+        }
+    }
+
     /// As people write it.
     pub fn text(self) -> String {
         match self {
@@ -44,7 +50,7 @@ pub struct Figure {
     /// What it is measured against.
     pub against: String,
     /// What both figures are counted in.
-    pub unit: &'static str,
+    pub unit: String,
     /// What it is measured against; nothing where the goal stands by itself.
     pub baseline: Option<f64>,
     /// Ours.
@@ -72,16 +78,16 @@ pub struct Rounds {
 
 impl Rounds {
     /// A figure whose ratio is ours by theirs.
-    pub fn ours_by_theirs(&self, row: &str, against: &str, unit: &'static str, goal: Goal) -> Figure {
+    pub fn ours_by_theirs(&self, row: &str, against: &str, unit: &str, goal: Goal) -> Figure {
         self.figure(row, against, unit, goal, |ours, theirs| ours / theirs)
     }
 
     /// A figure whose ratio is theirs by ours: how many times faster we are.
-    pub fn theirs_by_ours(&self, row: &str, against: &str, unit: &'static str, goal: Goal) -> Figure {
+    pub fn theirs_by_ours(&self, row: &str, against: &str, unit: &str, goal: Goal) -> Figure {
         self.figure(row, against, unit, goal, |ours, theirs| theirs / ours)
     }
 
-    fn figure(&self, row: &str, against: &str, unit: &'static str, goal: Goal, ratio: fn(f64, f64) -> f64) -> Figure {
+    fn figure(&self, row: &str, against: &str, unit: &str, goal: Goal, ratio: fn(f64, f64) -> f64) -> Figure {
         let (value, baseline) = (median(&self.ours), median(&self.baseline));
         // A round of ours beside the round of theirs that was next to it.
         let each: Vec<f64> = self.ours.iter().zip(&self.baseline).map(|(ours, theirs)| ratio(*ours, *theirs)).collect();
@@ -92,11 +98,11 @@ impl Rounds {
 
 impl Figure {
     /// A figure that is its own ratio.
-    pub fn plain(row: &str, against: &str, unit: &'static str, value: f64, goal: Goal) -> Self {
+    pub fn plain(row: &str, against: &str, unit: &str, value: f64, goal: Goal) -> Self {
         Self {
             row: row.to_owned(),
             against: against.to_owned(),
-            unit,
+            unit: unit.to_owned(),
             baseline: None,
             value,
             ratio: value,
@@ -195,10 +201,22 @@ pub fn table(figures: &[Figure]) -> String {
 
 /// The lines of a table in Markdown.
 pub fn markdown(figures: &[Figure]) -> String {
-    let line = |cells: &[String]| format!("| {} |\n", cells.join(" | "));
-    let mut text = line(&HEAD.map(str::to_owned)) + "| --- | --- | --- | --- | --- | --- | --- |\n";
-    figures.iter().for_each(|figure| text.push_str(&line(&cells(figure))));
-    text
+    let mut lines = vec![line(&HEAD.map(str::to_owned)), "| --- | --- | --- | --- | --- | --- | --- |".to_owned()];
+    lines.extend(figures.iter().map(|figure| line(&cells(figure))));
+    lines.join("\n") + "\n"
+}
+
+fn line(cells: &[String]) -> String {
+    format!("| {} |", cells.join(" | "))
+}
+
+/// A figure that [`json`] wrote; none where it failed.
+pub fn read(value: &Value) -> Option<Figure> {
+    let (text, number) = (|name: &str| value[name].as_str().unwrap_or_default().to_owned(), |name: &str| value[name].as_f64());
+    let goal = if value["at-most"] == true { Goal::AtMost(number("limit")?) } else { Goal::AtLeast(number("limit")?) };
+    let (ratio, spread) = (number("ratio")?, (value["spread"][0].as_f64()?, value["spread"][1].as_f64()?));
+    let figure = Figure::plain(&text("row"), &text("against"), &text("unit"), number("value")?, goal);
+    Some(Figure { baseline: number("baseline"), ratio, spread, notes: text("notes"), ..figure })
 }
 
 /// What `results.json` holds.
@@ -207,6 +225,7 @@ pub fn json(figures: &[Figure]) -> String {
         json!({
             "row": figure.row, "baseline": figure.baseline, "value": figure.value, "ratio": figure.ratio, "goal": figure.goal.text(), "met": figure.met(),
             "unit": figure.unit, "against": figure.against, "spread": [figure.spread.0, figure.spread.1], "notes": figure.notes, "failure": figure.failure,
+            "line": line(&cells(figure)), "limit": figure.goal.limit(), "at-most": matches!(figure.goal, Goal::AtMost(_)),
             "command": format!("BENCH_ROWS={} make bench", figure.row.split(' ').next().unwrap_or_default()),
         })
     };

@@ -71,7 +71,7 @@ pub fn measure(effort: Effort) -> Vec<Figure> {
     let runner = Runner::with(&bed, &setup(&[HELD], &json!({})));
     let id = Kept::open(&bed, &runner).post(HELD.0, &json!({}), &mut 0);
     let flask = Flask::start(&bed);
-    let (rounds, seconds) = (effort.rounds(7, 3), effort.rounds(5, 3));
+    let (rounds, seconds) = (effort.rounds(7, 3), effort.rounds(5, 2));
     let ours = Load {
         url: format!("https://{}:{API_PORT}/jobs/{id}", bed.external("runner")),
         authorization: runner.api.authorization(),

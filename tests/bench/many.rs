@@ -69,7 +69,7 @@ fn hold(bed: &Bed, real: &Value, first: usize, count: usize) -> Vec<String> {
     let found: Vec<String> = thread::scope(|scope| {
         let threads: Vec<_> = ids
             .chunks(count.div_ceil(4))
-            .map(|ids| ids.chunks(500).collect::<Vec<_>>())
+            .map(|ids| ids.chunks(200).collect::<Vec<_>>())
             .map(|parts| scope.spawn(move || parts.into_iter().flat_map(some).collect::<Vec<_>>()))
             .collect();
         threads.into_iter().flat_map(|thread| thread.join().unwrap()).collect()

@@ -1,8 +1,8 @@
-//! The ratios that were measured last, in the repository: the short form fails if one got much worse.
+//! What was measured last, in the repository: the short form fails if a ratio got much worse.
 
-use crate::figures::{Figure, Goal};
+use crate::figures::{Figure, Goal, json, read};
 use bwvisu_tests::bed::repository;
-use serde_json::{Map, Value, json};
+use serde_json::Value;
 use std::path::PathBuf;
 
 /// So many times worse than recorded is too much.
@@ -12,11 +12,17 @@ fn path() -> PathBuf {
     repository().join("tests/bench/recorded.json")
 }
 
+fn all() -> Vec<Figure> {
+    let text = std::fs::read_to_string(path()).unwrap_or_else(|error| panic!("{}: {error}", path().display()));
+    let recorded: Vec<Value> = serde_json::from_str(&text).unwrap();
+    recorded.iter().filter_map(read).collect()
+}
+
 /// What got worse, in sentences. Each figure must be recorded, so that none is left out.
 pub fn compare(figures: &[Figure]) -> Vec<String> {
-    let text = std::fs::read_to_string(path()).unwrap_or_else(|error| panic!("{}: {error}", path().display()));
-    let recorded: Value = serde_json::from_str(&text).unwrap();
-    let judge = |figure: &Figure| match recorded[&figure.row].as_f64() {
+    let recorded = all();
+    let ratio = |row: &str| recorded.iter().find(|known| known.row == row).map(|known| known.ratio);
+    let judge = |figure: &Figure| match ratio(&figure.row) {
         None => Some(format!("{} is not in tests/bench/recorded.json", figure.row)),
         Some(before) => worse(figure, before),
     };
@@ -25,7 +31,7 @@ pub fn compare(figures: &[Figure]) -> Vec<String> {
 
 fn worse(figure: &Figure, before: f64) -> Option<String> {
     let times = match figure.goal {
-        // Far better than the goal is good enough: a thousandth of nothing may be twice as much tomorrow.
+        // Next to nothing is good enough: it may be twice as much tomorrow.
         Goal::AtMost(most) => figure.ratio / before.max(most / 10.0),
         Goal::AtLeast(_) => before / figure.ratio,
     };
@@ -33,9 +39,13 @@ fn worse(figure: &Figure, before: f64) -> Option<String> {
     (times > WORSE).then_some(said)
 }
 
-/// Writes all ratios down.
-pub fn write(figures: &[Figure]) {
-    let ratios: Map<String, Value> =
-        figures.iter().map(|figure| (figure.row.clone(), json!((figure.ratio * 1e4).round() / 1e4))).collect();
-    std::fs::write(path(), format!("{:#}\n", Value::Object(ratios))).unwrap();
+/// Writes figures down beside those of the rows that were not measured now, in the order of `rows`; returns all of them.
+pub fn write(figures: &[Figure], rows: &[&str]) -> Vec<Figure> {
+    let of = |figure: &Figure| figure.row.split(' ').next().unwrap_or_default().to_owned();
+    let now = |row: &str| figures.iter().any(|figure| of(figure) == row);
+    let kept = all();
+    let from = |row: &&str| if now(row) { figures.to_vec() } else { kept.clone() };
+    let merged = rows.iter().flat_map(|row| from(row).into_iter().filter(|figure| of(figure) == *row)).collect::<Vec<_>>();
+    std::fs::write(path(), json(&merged)).unwrap();
+    merged
 }
