@@ -2,7 +2,7 @@
 
 use crate::Effort;
 use crate::figures::{Figure, Goal, Rounds};
-use crate::ground::{IDLE, baseline, cpu_seconds, family, numbers, on_host, setup, wait_for_chains};
+use crate::ground::{IDLE, baseline, cpu_seconds, family, numbers, on_host, setup};
 use crate::kept::Kept;
 use crate::rules::real_job;
 use crate::store::{self, Forward};
@@ -27,7 +27,6 @@ pub fn measure(effort: Effort) -> Vec<Figure> {
     // Every job in every cycle: how much rarer it is by default is another matter.
     let config = json!({"watch": {"keyhole-seconds": 1.0}});
     let runner = Runner::with(&bed, &Setup { parts: "api,keyhole-watch", ..setup(&[IDLE], &config) });
-    wait_for_chains(&runner, 1);
     let available = || store::read(&bed, "jobs/").iter().filter(|(_, job)| job["state"] == "available").count();
     until("all jobs to be available", 90, available, |count| *count == usize::from(JOBS));
     let mut front_end = Kept::open(&bed, &runner);

@@ -2,7 +2,7 @@
 
 use crate::Effort;
 use crate::figures::{Figure, Goal, Rounds, median};
-use crate::ground::{IDLE, baseline, setup, wait_for_chains};
+use crate::ground::{IDLE, baseline, setup};
 use crate::store::{self, Forward};
 use bwvisu_tests::gateway::forwardings;
 use bwvisu_tests::{Bed, Runner, Setup, until};
@@ -51,8 +51,7 @@ fn install(bed: &Bed) {
     let forwards: Vec<Forward> = (FIRST..=LAST).map(forward).collect();
     store::put(bed, &jobs);
     store::put(bed, &store::granted(bed, "gw0", &forwards));
-    let runner = Runner::with(bed, &Setup { parts: "api,keyhole-watch", ..setup(&[IDLE], &json!({})) });
-    wait_for_chains(&runner, 1);
+    let _runner = Runner::with(bed, &Setup { parts: "api,keyhole-watch", ..setup(&[IDLE], &json!({})) });
     until("ten thousand rules to be installed", 60, || forwardings(bed, "gw0").len(), |count| *count == forwards.len());
 }
 
