@@ -15,11 +15,12 @@ use crate::logging::{SSH, id};
 use crate::metrics::metrics;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use self::channel::{Broken, Channel};
+use self::channel::{Broken, Channel, Whose};
 use self::master::Master;
 use self::permits::{Permit, Permits};
 
@@ -68,15 +69,15 @@ pub struct Node {
 
 #[derive(Default)]
 struct Link {
-    master: Option<Master>,
+    master: Option<Arc<Master>>,
     /// When and why the last connection could not be made.
     failure: Option<(Instant, Error)>,
 }
 
-/// A shell, and the connection that it is a session of.
+/// A shell, and the connection that it is a session of, which lasts as long as one of them does.
 struct Kept {
     shell: Channel,
-    socket: PathBuf,
+    master: Arc<Master>,
 }
 
 impl Node {
@@ -107,17 +108,17 @@ impl Node {
         self.noted(line, || {
             let deadline = Instant::now() + limit;
             let _session = self.session(deadline)?;
-            self.again_if_broken(deadline, || self.attempt(line, stdin, deadline))
+            self.again_if_broken(deadline, || self.attempt(Whose::Ours, line, stdin, deadline))
         })
     }
 
-    /// Like [`run`](Self::run), for programs that run as another user. Nothing else is ever run in their shell: whoever a process belongs to
-    /// can take its output from it, hold on to it, and write into the answers of later commands.
+    /// Like [`run`](Self::run), for programs that run as another user: they get no stream of the shell into their hands. They may begin
+    /// before their input is there, and get none of it if it is cut off on its way: so they must be such as do nothing without.
     pub fn run_as_user(&self, line: &str, stdin: &[u8], limit: Duration) -> Result<Output> {
         self.noted(line, || {
             let deadline = Instant::now() + limit;
             let _session = self.session(deadline)?;
-            self.again_if_broken(deadline, || self.attempt_as_user(line, stdin, deadline))
+            self.again_if_broken(deadline, || self.attempt(Whose::Users, line, stdin, deadline))
         })
     }
 
@@ -126,7 +127,7 @@ impl Node {
         self.noted(line, || {
             let deadline = Instant::now() + limit;
             let _session = self.session(deadline)?;
-            self.attempt_as_user(line, stdin, deadline)
+            self.attempt(Whose::Users, line, stdin, deadline)
         })
     }
 
@@ -160,27 +161,23 @@ impl Node {
         self.sessions.take(deadline).ok_or_else(|| self.unreachable("all sessions were busy until the deadline"))
     }
 
-    fn attempt(&self, line: &str, stdin: &[u8], deadline: Instant) -> Result<Output> {
-        let (output, channel) = self.ask(line, stdin, deadline)?;
-        self.keep(channel);
-        Ok(output)
-    }
-
-    fn attempt_as_user(&self, line: &str, stdin: &[u8], deadline: Instant) -> Result<Output> {
-        let (output, channel) = self.ask(line, stdin, deadline)?;
-        channel.shell.finish();
-        Ok(output)
-    }
-
-    /// Runs it in a shell, which comes back with the answer.
-    fn ask(&self, line: &str, stdin: &[u8], deadline: Instant) -> Result<(Output, Kept)> {
+    /// Runs it in a shell, which is kept for the next one.
+    fn attempt(&self, whose: Whose, line: &str, stdin: &[u8], deadline: Instant) -> Result<Output> {
         if line.contains('\n') || stdin.contains(&0) {
             return Err(Error::internal("a command of several lines, or a zero byte in its input, cannot be sent"));
         }
-        let mut channel = self.channel(deadline)?;
-        match channel.shell.run(line, stdin, deadline) {
-            Ok(output) => Ok((output, channel)),
-            Err(broken) => Err(self.broke(&channel.socket, broken)),
+        let mut kept = self.channel(deadline)?;
+        match kept.shell.run(whose, line, stdin, deadline) {
+            Ok(output) => {
+                self.keep(kept);
+                Ok(output)
+            }
+            Err(broken) => {
+                let Kept { shell, master } = kept;
+                // First the shell, so that its session is not in the way.
+                drop(shell);
+                Err(self.broke(&master, broken))
+            }
         }
     }
 
@@ -193,17 +190,20 @@ impl Node {
             if let Some(kept) = self.kept(deadline) {
                 return Ok(kept);
             }
-            let socket = self.connect(deadline)?;
-            let words = match Channel::open(self.client(&socket), deadline.min(Instant::now() + SHELL_LIMIT)) {
-                Ok(shell) => return Ok(Kept { shell, socket }),
+            let master = self.connect(deadline)?;
+            let words = match Channel::open(self.client(&master.socket), deadline.min(Instant::now() + SHELL_LIMIT)) {
+                Ok(shell) => return Ok(Kept { shell, master }),
                 Err(Broken::Late) => "no shell within the time".to_owned(),
                 Err(Broken::Ended(words)) => words,
             };
             if !words.contains(SESSION_REFUSED) {
-                self.disconnect(&socket);
+                self.disconnect(&master);
                 if !std::mem::take(&mut again) || Instant::now() >= deadline {
                     return Err(self.unreachable(&last_words(&words)));
                 }
+            } else if master.lost_sessions.load(Ordering::Relaxed) {
+                log::info!("{}: commands that hang hold sessions of the connection; so there is a new one", self.address);
+                self.leave(&master);
             } else if Instant::now() < until {
                 self.refused(refusals);
                 refusals += 1;
@@ -220,10 +220,11 @@ impl Node {
         // The lock must not be held while the other side is asked.
         let next = || lock(&self.channels).pop();
         while let Some(mut kept) = next() {
-            if kept.shell.quiet() < QUIET || kept.shell.run(":", b"", deadline.min(Instant::now() + SIGN_OF_LIFE)).is_ok() {
+            let limit = deadline.min(Instant::now() + SIGN_OF_LIFE);
+            if kept.shell.quiet() < QUIET || kept.shell.run(Whose::Ours, ":", b"", limit).is_ok() {
                 return Some(kept);
             }
-            self.disconnect(&kept.socket);
+            self.disconnect(&kept.master);
         }
         None
     }
@@ -243,38 +244,37 @@ impl Node {
         thread::sleep(Duration::from_millis(20 << before.min(4)));
     }
 
-    /// What it means that a command has no answer.
-    fn broke(&self, socket: &Path, broken: Broken) -> Error {
+    /// What it means that a command has no answer. Only its own session is lost, as long as the connection carries something.
+    fn broke(&self, master: &Arc<Master>, broken: Broken) -> Error {
+        if self.is_silent(master) {
+            self.disconnect(master);
+        } else {
+            master.lost_sessions.store(true, Ordering::Relaxed);
+        }
         match broken {
             Broken::Ended(words) => {
-                self.disconnect(socket);
                 Error::unknown(format!("the connection to {} broke", self.address)).with_detail(last_words(&words))
             }
-            Broken::Late => {
-                self.end_if_silent(socket);
-                Error::unknown(format!("{}: a command did not end in time", self.address))
-            }
+            Broken::Late => Error::unknown(format!("{}: a command did not end in time", self.address)),
         }
     }
 
-    /// Ends a connection that carries nothing any more: a dead network is otherwise noticed only by ssh's own keep-alive. A refusal is
-    /// a sign of life.
-    fn end_if_silent(&self, socket: &Path) {
-        match Channel::open(self.client(socket), Instant::now() + SIGN_OF_LIFE) {
-            Ok(_) => {}
-            Err(Broken::Ended(words)) if words.contains(SESSION_REFUSED) => {}
-            Err(_) => self.disconnect(socket),
+    /// Whether a connection carries nothing any more: a dead network is otherwise noticed only by ssh's own keep-alive. A refusal is a sign
+    /// of life.
+    fn is_silent(&self, master: &Master) -> bool {
+        match Channel::open(self.client(&master.socket), Instant::now() + SIGN_OF_LIFE) {
+            Ok(_) => false,
+            Err(Broken::Ended(words)) => !words.contains(SESSION_REFUSED),
+            Err(Broken::Late) => true,
         }
     }
 
-    /// The control socket of a living connection.
-    fn connect(&self, deadline: Instant) -> Result<PathBuf> {
+    /// A living connection.
+    fn connect(&self, deadline: Instant) -> Result<Arc<Master>> {
         let since = Instant::now();
         let mut link = lock(&self.link);
-        if let Some(master) = link.master.as_mut()
-            && master.alive()
-        {
-            return Ok(master.socket.clone());
+        if let Some(master) = link.master.as_ref().filter(|master| master.alive()) {
+            return Ok(Arc::clone(master));
         }
         // Whoever waited while another call tried in vain need not try again at once.
         if let Some((_, error)) = link.failure.as_ref().filter(|(at, _)| *at >= since) {
@@ -283,15 +283,21 @@ impl Node {
         link.master = None;
         self.sessions.restore();
         let fresh = self.make_master(deadline).inspect_err(|error| link.failure = Some((Instant::now(), error.clone())))?;
-        let socket = fresh.socket.clone();
-        link.master = Some(fresh);
-        Ok(socket)
+        let fresh = Arc::new(fresh);
+        link.master = Some(Arc::clone(&fresh));
+        Ok(fresh)
     }
 
-    /// Ends the connection behind this socket; not the one that somebody has made meanwhile.
-    fn disconnect(&self, socket: &Path) {
-        drop(lock(&self.link).master.take_if(|master| master.socket == socket));
-        lock(&self.channels).retain(|kept| kept.socket != socket);
+    /// Ends this connection and all that is done on it; not the one that somebody has made meanwhile.
+    fn disconnect(&self, master: &Arc<Master>) {
+        self.leave(master);
+        master.end();
+    }
+
+    /// Begins nothing more on this connection, which ends with the last command that is under way on it.
+    fn leave(&self, master: &Arc<Master>) {
+        drop(lock(&self.link).master.take_if(|current| Arc::ptr_eq(current, master)));
+        lock(&self.channels).retain(|kept| !Arc::ptr_eq(&kept.master, master));
     }
 
     fn make_master(&self, deadline: Instant) -> Result<Master> {

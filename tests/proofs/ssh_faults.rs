@@ -154,6 +154,83 @@ fn a_crowd_is_answered_by_an_sshd_with_two_sessions() {
     assert!(log.contains("sshd takes fewer sessions than usual"), "{log}");
 }
 
+/// Waits for an `sbatch` of its user, takes both streams from it, and writes into them until it is killed. Its files say how far it has come.
+const THIEF: &str = r#"
+import ctypes, os, signal, time
+signal.signal(signal.SIGPIPE, signal.SIG_IGN)
+PIDFD_GETFD = 438
+
+def is_sbatch(pid):
+    try:
+        return os.stat(f"/proc/{pid}").st_uid == os.getuid() and open(f"/proc/{pid}/comm").read() == "sbatch\n"
+    except OSError:
+        return False
+
+def found():
+    while True:
+        for pid in filter(str.isdigit, os.listdir("/proc")):
+            if is_sbatch(pid):
+                return int(pid)
+
+def taken(pidfd, number):
+    libc = ctypes.CDLL(None, use_errno=True)
+    stream = libc.syscall(PIDFD_GETFD, pidfd, number, 0)
+    assert stream >= 0, os.strerror(ctypes.get_errno())
+    return stream
+
+pidfd = os.pidfd_open(found())
+streams = {number: taken(pidfd, number) for number in (1, 2)}
+open("thief-has", "w").write(" ".join(os.readlink(f"/proc/self/fd/{stream}") for stream in streams.values()))
+closed = set()
+while True:
+    for number, stream in streams.items():
+        try:
+            os.write(stream, b"bwvisu-begin\nforged by a thief\n")
+        except BrokenPipeError:
+            closed.add(number)
+    open("thief-lost", "w").write(" ".join(map(str, sorted(closed))))
+    time.sleep(0.005)
+"#;
+
+#[test]
+fn who_takes_the_streams_of_their_sbatch_writes_into_no_later_answer() {
+    let bed = Bed::take();
+    let home = bed.home("alice");
+    let told = |file: &str| std::fs::read_to_string(home.join(file)).unwrap_or_default();
+    for file in ["thief-has", "thief-lost"] {
+        let _ = std::fs::remove_file(home.join(file));
+    }
+    let runner = Runner::start(&bed, &[PORTLESS]);
+    let first = submit(&runner, "bob").body["job-id"].as_str().unwrap().to_owned();
+    runner.wait_for(&first, "running", 30);
+    let thief = bed.spawn("cmd0", &["-u", "alice", "python3", "-c", THIEF]);
+    let slow = Broken::by(&bed, "ctl", "pkill -STOP -x slurmctld", "pkill -CONT -x slurmctld");
+    let robbed = thread::scope(|scope| {
+        let posted = scope.spawn(|| submit(&runner, "alice"));
+        until(
+            "the thief to have both streams (kernel.yama.ptrace_scope must be 0)",
+            30,
+            || told("thief-has"),
+            |has| has.matches("pipe:").count() == 2,
+        );
+        // While it writes, and the command is still there.
+        thread::sleep(Duration::from_millis(300));
+        drop(slow);
+        posted.join().unwrap()
+    });
+    println!("the robbed one's own answer: {robbed:?}");
+    until("both streams to be closed under the thief", 20, || told("thief-lost"), |lost| lost == "1 2");
+    for _ in 0..20 {
+        assert_eq!(submit(&runner, "bob").status, 200);
+    }
+    runner.api.cancel(&first);
+    runner.wait_for(&first, "finished", 30);
+    let log = runner.log();
+    let after = log.split_once("forged by a thief").map_or("", |(_, after)| after);
+    assert!(!after.contains("forged by a thief") && !log.contains("cannot be read"), "{log}");
+    drop(thief);
+}
+
 #[test]
 fn an_sshd_that_takes_no_session_beside_the_connections_own_is_named_with_what_to_mend() {
     let bed = Bed::take();

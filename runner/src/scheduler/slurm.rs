@@ -112,7 +112,7 @@ impl Scheduler for Slurm {
     }
 
     fn cancel(&self, user: &str, scheduler_job_id: &str) -> Result<()> {
-        let line = shell::join(["sudo", "-n", "-u", user, "scancel", scheduler_job_id]);
+        let line = shell::join(["exec", "sudo", "-n", "-u", user, "scancel", scheduler_job_id]);
         self.on_first_by(|node| node.run_as_user(&line, b"", LOOK_LIMIT), judge_scancel)
     }
 

@@ -6,6 +6,7 @@ use std::io::{BufRead, BufReader, Read};
 use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
 use std::process::{Child, ChildStdin, Command, Stdio};
+use std::sync::atomic::AtomicBool;
 use std::sync::mpsc::channel;
 use std::sync::{Arc, Mutex};
 use std::thread;
@@ -16,11 +17,13 @@ const READY: &str = "bwvisu-ready";
 
 /// The living end of a connection. Dropping it ends the connection.
 pub struct Master {
-    child: Child,
+    child: Mutex<Child>,
     /// Held open: its end is the other side's sign that we are gone.
     _stdin: ChildStdin,
     /// Where clients find it.
     pub socket: PathBuf,
+    /// Sessions were given up on it, and sshd may hold them as long as something hangs in them.
+    pub lost_sessions: AtomicBool,
 }
 
 impl Master {
@@ -38,7 +41,7 @@ impl Master {
             .spawn()
             .map_err(|e| format!("cannot start ssh: {e}"))?;
         match await_ready(&mut child, deadline) {
-            Ok(stdin) => Ok(Self { child, _stdin: stdin, socket }),
+            Ok(stdin) => Ok(Self { child: Mutex::new(child), _stdin: stdin, socket, lost_sessions: AtomicBool::new(false) }),
             Err(words) => {
                 command::end(&mut child);
                 Err(words)
@@ -47,14 +50,19 @@ impl Master {
     }
 
     /// Whether it has not ended.
-    pub fn alive(&mut self) -> bool {
-        matches!(self.child.try_wait(), Ok(None))
+    pub fn alive(&self) -> bool {
+        matches!(lock(&self.child).try_wait(), Ok(None))
+    }
+
+    /// Ends the connection, whoever uses it.
+    pub fn end(&self) {
+        command::end(&mut lock(&self.child));
     }
 }
 
 impl Drop for Master {
     fn drop(&mut self) {
-        command::end(&mut self.child);
+        self.end();
         // A killed ssh leaves its socket behind.
         let _ = std::fs::remove_file(&self.socket);
     }
