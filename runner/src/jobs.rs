@@ -14,7 +14,7 @@ use crate::domain::template::{BuiltIns, Template};
 use crate::domain::user::User;
 use crate::effect;
 use crate::error::{Error, ErrorKind, Result};
-use crate::scheduler::Submission;
+use crate::scheduler::{Submission, Wanted};
 use crate::store::{Created, RepeatKey, Repeatable, Store, backup::Made};
 use crate::templates::TemplateFolder;
 use jiff::{SignedDuration, Timestamp};
@@ -239,7 +239,7 @@ impl Jobs {
 
     /// Nobody knows yet whether the scheduler has the job: it is adopted if it is there.
     fn look_again(&self, cluster: &Cluster, job: &Job) -> Result<u64> {
-        let seen = cluster.scheduler.list(std::slice::from_ref(&job.name))?;
+        let seen = cluster.scheduler.look(&[Wanted::from(job)])?;
         let open =
             || Error::unavailable("the job is being submitted, or it is not known yet what came of it; repeat the request");
         let seen = seen.iter().find(|seen| job.is(seen)).ok_or_else(open)?;
@@ -396,7 +396,7 @@ impl Jobs {
         log::warn!("job {}: {error}; looking for it by its name", job.id);
         for pause in LOOKS {
             thread::sleep(pause);
-            match cluster.scheduler.list(std::slice::from_ref(&job.name)) {
+            match cluster.scheduler.look(&[Wanted::from(job)]) {
                 Ok(seen) => {
                     if let Some(seen) = seen.iter().find(|seen| job.is(seen)) {
                         return self.accepted(cluster, job, &seen.scheduler_job_id);

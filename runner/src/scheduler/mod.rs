@@ -53,11 +53,6 @@ pub trait Scheduler: Send + Sync {
     /// scheduler (any more); others may be in it that have the name of one, or its id. An error says nothing about any job.
     fn look(&self, wanted: &[Wanted]) -> Result<Vec<Seen>>;
 
-    /// The same for jobs of which nothing but the name is known.
-    fn list(&self, names: &[String]) -> Result<Vec<Seen>> {
-        self.look(&names.iter().map(|name| Wanted { name: name.clone(), scheduler_job_id: None }).collect::<Vec<_>>())
-    }
-
     /// All jobs of the cluster, whoever owns them, by the scheduler's ids: each with words that are others as soon as [`Scheduler::look`] would
     /// show a change of its owner, state, run or nodes. A job that is not in it is not known to the scheduler (any more). An error says
     /// nothing about any job.

@@ -117,7 +117,7 @@ fn ended_jobs_are_shown_for_a_while_and_then_removed_and_running_ones_never() {
     bench.running("kept");
     let id = bench.submit("brief", "true");
     let folder = bench.spool().join(&id);
-    let gone = || bench.local.list(&[]).unwrap().is_empty() && !folder.exists();
+    let gone = || bench.local.look(&[]).unwrap().is_empty() && !folder.exists();
     until("the folder is removed", || gone().then_some(()), String::new);
     assert_eq!(bench.seen("brief"), None);
     assert!(bench.spool().join(&kept).exists());
