@@ -274,9 +274,10 @@ impl Runner {
                     let cycle = move || {
                         let setup = live.get();
                         watch.follow(setup.cluster(&name)?, &setup.keyhole);
-                        watch.cycle()
+                        watch.step(setup.watch.keyhole)
                     };
-                    repeat(format!("keyhole-watch-{}", cluster.name), move || times.get().watch.keyhole, store, stop, cycle)
+                    let step = move || times.get().watch.step();
+                    repeat(format!("keyhole-watch-{}", cluster.name), step, store, stop, cycle)
                 }
                 Part::Api | Part::Keyhole => return Ok(()),
             };

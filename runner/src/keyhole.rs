@@ -11,33 +11,40 @@
 //! gateway is down goes to another one (`moving`).
 
 mod choice;
+mod crowd;
+mod hosts;
 mod moving;
 mod patience;
+mod places;
 mod rules;
 mod search;
 
 use crate::cluster::Cluster;
 use crate::domain::grant::{Former, Grant, GrantState};
-use crate::domain::job::{Job, Phase, Seen, State};
+use crate::domain::job::{Job, State};
 use crate::error::{Error, ErrorKind, Result};
 use crate::gateway::Gateway;
 use crate::metrics::metrics;
-use crate::scheduler::Wanted;
 use crate::seldom::Seldom;
 use crate::store::Store;
 use crate::store::turns::Turns;
-use jiff::Timestamp;
 use keyhole_protocol::{Confirm, GrantedPort, Nonce, Purpose, Request, Token, sign, verify};
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::net::IpAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
+use self::crowd::Crowd;
+use self::hosts::Ahead;
 use self::patience::Patience;
 pub use self::rules::rules;
+use self::search::Search;
 
 /// So many refusals for one reason from one address are written down in ten seconds: all of an honest mistake, little of a flood.
 const LINES: u32 = 8;
+
+/// Fresh grants that wait for a watcher at most; it finds the others by itself.
+const MOST_FRESH: usize = 10_000;
 
 /// The verbs.
 pub struct Keyhole {
@@ -52,6 +59,10 @@ pub struct Keyhole {
     refusals: Arc<Mutex<BTreeMap<&'static str, u64>>>,
     lines: Arc<Seldom<(&'static str, IpAddr)>>,
     patience: Arc<Patience>,
+    /// By cluster and gateway.
+    crowds: Arc<Mutex<HashMap<(String, String), Arc<Crowd>>>>,
+    nodes: Arc<Mutex<HashSet<String>>>,
+    fresh: Arc<Mutex<Vec<Grant>>>,
 }
 
 /// A signed answer.
@@ -82,6 +93,9 @@ impl Keyhole {
             refusals: Arc::default(),
             lines: Arc::new(Seldom::bursts_of(LINES)),
             patience: Arc::default(),
+            crowds: Arc::default(),
+            nodes: Arc::default(),
+            fresh: Arc::default(),
         }
     }
 
@@ -94,6 +108,9 @@ impl Keyhole {
             refusals: Arc::clone(&self.refusals),
             lines: Arc::clone(&self.lines),
             patience: Arc::clone(&self.patience),
+            crowds: Arc::clone(&self.crowds),
+            nodes: Arc::clone(&self.nodes),
+            fresh: Arc::clone(&self.fresh),
             ..Self::new(Arc::clone(&self.store), clusters, max_ports, static_forwarding)
         }
     }
@@ -121,9 +138,9 @@ impl Keyhole {
             }
             Earlier::Other(earlier) => {
                 // Only the scheduler knows whether the run is true.
-                self.check_hosts(cluster, &job, &request, peer)?;
+                let ahead = self.check_and_look(cluster, &job, &request, peer)?;
                 let former = self.withdraw_earlier(cluster, &request, earlier.as_deref())?;
-                let grant = self.claim(cluster, &job, &request, former.as_ref())?;
+                let grant = self.claim(cluster, &job, &request, former.as_ref(), ahead)?;
                 self.patience.repeats(job.id, &grant.nonce);
                 first = true;
                 grant
@@ -222,34 +239,37 @@ impl Keyhole {
         Ok(former)
     }
 
-    /// The hosts must be the job's own, and the run the present one, as the scheduler says now.
-    fn check_hosts(&self, cluster: &Cluster, job: &Job, request: &Request, peer: IpAddr) -> Result<()> {
-        let seen = cluster.scheduler.look(&[Wanted::from(job)])?;
-        let Some(seen) = seen.iter().find(|seen| job.is(seen)) else {
-            self.patience.asked_early(job.id);
-            return Err(Error::unavailable("the scheduler does not show the job yet; try again"));
-        };
-        match judge(seen, request) {
-            Verdict::Fine => {}
-            Verdict::Early => {
-                self.patience.asked_early(job.id);
-                return Err(Error::unavailable("the scheduler does not show the job as running yet; try again"));
-            }
-            Verdict::Wrong(reason) => {
-                self.patience.lose(job.id);
-                return Err(self.refuse(Refusal(reason), job.id, peer));
-            }
-        }
-        self.store.update_job(&job.cluster, job.id, "observe", |job| job.observe(seen, Timestamp::now()))?;
-        Ok(())
+    fn crowd(&self, cluster: &Cluster, gateway: &dyn Gateway) -> Arc<Crowd> {
+        let mut crowds = self.crowds.lock().unwrap_or_else(PoisonError::into_inner);
+        Arc::clone(crowds.entry((cluster.name.clone(), gateway.address().to_owned())).or_default())
+    }
+
+    /// The grants of a cluster that have become active here since the last call: whoever watches need not wait until they show in the store.
+    pub fn take_fresh(&self, cluster: &str) -> Vec<Grant> {
+        let mut fresh = self.fresh.lock().unwrap_or_else(PoisonError::into_inner);
+        let (ours, others) = std::mem::take(&mut *fresh).into_iter().partition(|grant| grant.cluster == cluster);
+        *fresh = others;
+        ours
     }
 
     /// Claims ports on the best gateway that can forward them, and installs the rules.
-    fn claim(&self, cluster: &Cluster, job: &Job, request: &Request, former: Option<&Former>) -> Result<Grant> {
+    fn claim(
+        &self,
+        cluster: &Cluster,
+        job: &Job,
+        request: &Request,
+        former: Option<&Former>,
+        ahead: Option<Ahead>,
+    ) -> Result<Grant> {
         let mut last = Error::unavailable("no gateway is configured");
-        for gateway in self.choice(cluster, former.map(|former| former.gateway.as_str()))? {
-            let search = search::Search { store: &self.store, cluster, gateway, job, request, former };
-            let claimed = if self.static_forwarding { search.fixed() } else { search.run() };
+        let (gateways, mut found) = match ahead {
+            Some(ahead) => (ahead.gateways, Some(ahead.found)),
+            None => (self.choice(cluster, former.map(|former| former.gateway.as_str()))?, None),
+        };
+        for gateway in gateways {
+            let crowd = self.crowd(cluster, gateway);
+            let search = Search { store: &self.store, crowd: &crowd, cluster, gateway, job, request, former };
+            let claimed = if self.static_forwarding { search.fixed() } else { search.run(found.take()) };
             match claimed.and_then(|grant| self.install_claimed(cluster, gateway, &grant).map(|()| grant)) {
                 Ok(grant) => return Ok(grant),
                 // The job's other request was faster; no gateway is to blame.
@@ -276,7 +296,7 @@ impl Keyhole {
     /// stays, and one that goes on may have been installed by the try before: its ports are free only when the watcher has seen to
     /// its rules.
     fn install_claimed(&self, cluster: &Cluster, gateway: &dyn Gateway, grant: &Grant) -> Result<()> {
-        let installed = match self.install(cluster, gateway, &grant.blocks(), "install") {
+        let installed = match self.install_together(cluster, gateway, grant) {
             Ok(unresolved) if unresolved.contains(&grant.target) => {
                 Err(Error::bad_gateway(format!("gateway {} cannot resolve {}", gateway.address(), grant.target)))
             }
@@ -324,9 +344,15 @@ impl Keyhole {
             }
         })?;
         // The job ended meanwhile, and the watcher takes its ports back.
-        if current.is_none_or(|current| current.state != GrantState::Active || current.nonce != grant.nonce) {
+        let Some(current) = current.filter(|current| current.state == GrantState::Active && current.nonce == grant.nonce) else {
             return Err(Error::unavailable("the job is ending"));
+        };
+        let mut fresh = self.fresh.lock().unwrap_or_else(PoisonError::into_inner);
+        // Nobody may be watching here.
+        if fresh.len() < MOST_FRESH {
+            fresh.push(current);
         }
+        drop(fresh);
         let ports: Vec<String> = grant.spans.iter().map(|span| span.external_range().to_string()).collect();
         log::info!("keyhole: job {} has {}:{} for {}", grant.job, grant.external_ip, ports.join(","), grant.target);
         Ok(())
@@ -339,23 +365,6 @@ enum Earlier {
     Same(Box<Grant>),
     /// Nothing that is still valid; an earlier run's grant may be left.
     Other(Option<Box<Grant>>),
-}
-
-enum Verdict {
-    Fine,
-    Early,
-    Wrong(&'static str),
-}
-
-fn judge(seen: &Seen, request: &Request) -> Verdict {
-    let own: BTreeSet<&String> = seen.nodes.iter().collect();
-    match seen.phase {
-        Phase::Waiting | Phase::Unclear(_) => Verdict::Early,
-        Phase::Running if seen.run != request.run => Verdict::Wrong("not the job's present run"),
-        Phase::Running if !request.nodes.iter().all(|node| own.contains(node)) => Verdict::Wrong("hosts that are not the job's"),
-        Phase::Running => Verdict::Fine,
-        _ => Verdict::Wrong("the job has ended"),
-    }
 }
 
 fn read<T, E: std::fmt::Display>(body: &[u8], parse: impl Fn(&str) -> Result<T, E>) -> Result<T> {

@@ -10,12 +10,13 @@ use std::time::Instant;
 /// Items that wait to be dealt with, and whether somebody is at it.
 pub struct Together<I, R> {
     most: usize,
+    at_once: usize,
     queue: Mutex<Queue<I, R>>,
 }
 
 struct Queue<I, R> {
-    /// Somebody leads, or has been told to.
-    under_way: bool,
+    /// How many lead, or have been told to.
+    under_way: usize,
     waiting: VecDeque<Waiting<I, R>>,
     tickets: u64,
 }
@@ -23,25 +24,32 @@ struct Queue<I, R> {
 struct Waiting<I, R> {
     ticket: u64,
     item: I,
-    tell: Sender<Message<R>>,
+    tell: Sender<Message<I, R>>,
 }
 
-enum Message<R> {
-    /// The first of those that wait deals with all of them.
-    Lead,
+enum Message<I, R> {
+    /// Deal with this, which is your own, and with what others wait for.
+    Lead(Waiting<I, R>),
     Done(Result<R>),
 }
 
 /// A batch at work. Whatever becomes of its leader: when this goes, those who have no answer get an error, and the next one leads.
 struct Batch<'a, I, R> {
     of: &'a Together<I, R>,
-    open: Vec<Sender<Message<R>>>,
+    open: Vec<Sender<Message<I, R>>>,
 }
 
 impl<I, R> Together<I, R> {
-    /// At most so many items in one batch.
+    /// At most so many items in one batch, and one batch at a time.
     pub fn of_at_most(most: usize) -> Self {
-        Self { most: most.max(1), queue: Mutex::new(Queue { under_way: false, waiting: VecDeque::new(), tickets: 0 }) }
+        let queue = Mutex::new(Queue { under_way: 0, waiting: VecDeque::new(), tickets: 0 });
+        Self { most: most.max(1), at_once: 1, queue }
+    }
+
+    /// So many batches at once: where one may take long because of what is in it, others get on.
+    #[must_use]
+    pub fn batches_at_once(self, at_once: usize) -> Self {
+        Self { at_once: at_once.max(1), ..self }
     }
 
     /// Has `item` dealt with, alone or with others, and returns its part of the result. `act` gets all items of a batch and returns as many
@@ -52,31 +60,37 @@ impl<I, R> Together<I, R> {
     /// by `act` alone, which must end by itself.
     pub fn call(&self, item: I, deadline: Instant, act: impl FnOnce(&[I]) -> Result<Vec<R>>) -> Result<R> {
         let (tell, told) = channel();
-        let (ticket, leads) = self.enter(item, tell);
-        if leads {
-            return self.lead(act, &told);
+        let (ticket, own) = self.enter(item, tell);
+        if let Some(own) = own {
+            return self.lead(own, act, &told);
         }
         match told.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
             Ok(Message::Done(result)) => result,
-            Ok(Message::Lead) => self.lead(act, &told),
+            Ok(Message::Lead(own)) => self.lead(own, act, &told),
             Err(_) => self.leave(ticket, &told),
         }
     }
 
-    fn enter(&self, item: I, tell: Sender<Message<R>>) -> (u64, bool) {
+    /// Waits in the queue, or comes back with what is to be led at once.
+    fn enter(&self, item: I, tell: Sender<Message<I, R>>) -> (u64, Option<Waiting<I, R>>) {
         let mut queue = self.lock();
         queue.tickets += 1;
         let ticket = queue.tickets;
-        queue.waiting.push_back(Waiting { ticket, item, tell });
-        (ticket, !std::mem::replace(&mut queue.under_way, true))
+        let waiting = Waiting { ticket, item, tell };
+        if queue.under_way < self.at_once {
+            queue.under_way += 1;
+            return (ticket, Some(waiting));
+        }
+        queue.waiting.push_back(waiting);
+        (ticket, None)
     }
 
-    /// Deals with all that wait. The leader is the first of them.
-    fn lead(&self, act: impl FnOnce(&[I]) -> Result<Vec<R>>, told: &Receiver<Message<R>>) -> Result<R> {
+    /// Deals with one's own and with what others wait for.
+    fn lead(&self, own: Waiting<I, R>, act: impl FnOnce(&[I]) -> Result<Vec<R>>, told: &Receiver<Message<I, R>>) -> Result<R> {
         let (items, open): (Vec<I>, Vec<_>) = {
             let mut queue = self.lock();
-            let count = queue.waiting.len().min(self.most);
-            queue.waiting.drain(..count).map(|waiting| (waiting.item, waiting.tell)).unzip()
+            let count = queue.waiting.len().min(self.most - 1);
+            std::iter::once(own).chain(queue.waiting.drain(..count)).map(|waiting| (waiting.item, waiting.tell)).unzip()
         };
         let batch = Batch { of: self, open };
         batch.answer(act(&items));
@@ -87,19 +101,23 @@ impl<I, R> Together<I, R> {
     }
 
     /// The time is over.
-    fn leave(&self, ticket: u64, told: &Receiver<Message<R>>) -> Result<R> {
+    fn leave(&self, ticket: u64, told: &Receiver<Message<I, R>>) -> Result<R> {
         let waited = {
             let mut queue = self.lock();
             let before = queue.waiting.len();
             queue.waiting.retain(|waiting| waiting.ticket != ticket);
             queue.waiting.len() < before
         };
-        match told.try_recv() {
+        // It may have been told something at the last moment.
+        let not_begun = match told.try_recv() {
             Ok(Message::Done(result)) => return result,
-            Ok(Message::Lead) => self.hand_over(),
-            Err(_) => {}
-        }
-        Err(match waited {
+            Ok(Message::Lead(_)) => {
+                self.hand_over();
+                true
+            }
+            Err(_) => waited,
+        };
+        Err(match not_begun {
             true => Error::unavailable("too many others were to be dealt with before; try again"),
             false => Error::unknown("it was begun together with others and did not end in time"),
         })
@@ -108,7 +126,13 @@ impl<I, R> Together<I, R> {
     /// The next one leads, if anybody waits.
     fn hand_over(&self) {
         let mut queue = self.lock();
-        queue.under_way = queue.waiting.front().is_some_and(|next| next.tell.send(Message::Lead).is_ok());
+        while let Some(next) = queue.waiting.pop_front() {
+            let tell = next.tell.clone();
+            if tell.send(Message::Lead(next)).is_ok() {
+                return;
+            }
+        }
+        queue.under_way -= 1;
     }
 
     fn lock(&self) -> MutexGuard<'_, Queue<I, R>> {

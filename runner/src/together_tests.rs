@@ -57,7 +57,7 @@ fn crowd(most: usize, others: usize, first: impl FnOnce(&[u64]) -> Result<Vec<u6
         let _ = leader.join().unwrap();
         asked.into_iter().map(|thread| thread.join().unwrap()).collect()
     });
-    assert!(!together.lock().under_way, "nobody leads when nobody waits");
+    assert_eq!(together.lock().under_way, 0, "nobody leads when nobody waits");
     (results, batches.into_inner())
 }
 
@@ -96,7 +96,7 @@ fn an_error_reaches_everybody_of_the_batch_and_so_do_a_panic_and_a_wrong_number_
             scope.spawn(move || {
                 together.call(0, soon(), |items| gate.recv().map_or_else(|_| doubled(items), |()| doubled(items)))
             });
-            while !together.lock().under_way {
+            while together.lock().under_way == 0 {
                 thread::yield_now();
             }
             let ask = || scope.spawn(move || catch_unwind(AssertUnwindSafe(|| together.call(1, soon(), |_| act()))));
@@ -124,7 +124,7 @@ fn who_waits_too_long_goes_and_knows_whether_it_was_begun() {
             };
             together.call(3, soon(), act)
         });
-        while !together.lock().under_way || !together.lock().waiting.is_empty() {
+        while together.lock().under_way == 0 {
             thread::yield_now();
         }
         assert_eq!(together.call(1, short(), doubled).unwrap_err().kind, ErrorKind::Unavailable, "nobody has begun with it");
@@ -143,7 +143,7 @@ fn who_waits_too_long_goes_and_knows_whether_it_was_begun() {
         // The second is taken along by the leader that comes after the first.
         let (first, opened) = channel::<()>();
         scope.spawn(move || together.call(1, soon(), |items| opened.recv().map_or_else(|_| doubled(items), |()| doubled(items))));
-        while !together.lock().under_way {
+        while together.lock().under_way == 0 {
             thread::yield_now();
         }
         scope.spawn(move || together.call(2, soon(), slow));
@@ -182,4 +182,25 @@ fn a_thousand_calls_from_many_threads_each_get_their_own() {
     });
     assert_eq!(overlaps.into_inner(), 0, "one batch at a time");
     assert!(batches.into_inner() <= 1000);
+}
+
+#[test]
+fn where_several_batches_may_be_under_way_one_that_takes_long_holds_up_no_other() {
+    let together: Together<u64, u64> = Together::of_at_most(9).batches_at_once(2);
+    let (release, gate) = channel();
+    thread::scope(|scope| {
+        let slow = scope.spawn(|| {
+            together.call(1, soon(), move |items| {
+                gate.recv().unwrap();
+                doubled(items)
+            })
+        });
+        while together.lock().under_way == 0 {
+            thread::yield_now();
+        }
+        assert_eq!((2..9).map(|item| together.call(item, soon(), doubled).unwrap()).sum::<u64>(), 70);
+        release.send(()).unwrap();
+        assert_eq!(slow.join().unwrap().unwrap(), 2);
+    });
+    assert_eq!(together.lock().under_way, 0);
 }

@@ -7,7 +7,9 @@ use keyhole_protocol::{CONFIRM_PATH, Confirm, Nonce, PORTS_PATH, Purpose, Reques
 use serde_json::Value;
 use std::io::{Read, Write};
 use std::net::TcpStream;
-use std::time::Duration;
+use std::sync::Barrier;
+use std::thread;
+use std::time::{Duration, Instant};
 
 /// What keyhole answered.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -40,6 +42,20 @@ pub fn request(job: &str, nonce_number: u8, ports: u32, nodes: &[&str]) -> Reque
 pub fn ask(bed: &Bed, host: &str, token: &Token, request: &Request) -> Answer {
     let body = request.to_body();
     post(bed, host, PORTS_PATH, &body, &sign(token, Purpose::Request, body.as_bytes()))
+}
+
+/// Sends many requests at the same moment, each on a connection of its own. The answers, and how long after that moment each was there.
+pub fn ask_at_once(bed: &Bed, host: &str, asked: &[(Token, Request)]) -> Vec<(Answer, Duration)> {
+    let together = Barrier::new(asked.len());
+    let one = |(token, request): &(Token, Request)| {
+        together.wait();
+        let begun = Instant::now();
+        (ask(bed, host, token, request), begun.elapsed())
+    };
+    thread::scope(|scope| {
+        let asking: Vec<_> = asked.iter().map(|asked| scope.spawn(|| one(asked))).collect();
+        asking.into_iter().map(|thread| thread.join().unwrap()).collect()
+    })
 }
 
 /// Confirms the grant of a request.

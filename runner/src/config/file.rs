@@ -180,11 +180,17 @@ pub struct Watch {
     pub jobs_seconds: f64,
     #[serde(default = "default_keyhole_seconds")]
     pub keyhole_seconds: f64,
+    #[serde(default = "default_probe_seconds")]
+    pub probe_seconds: f64,
 }
 
 impl Default for Watch {
     fn default() -> Self {
-        Self { jobs_seconds: default_jobs_seconds(), keyhole_seconds: default_keyhole_seconds() }
+        Self {
+            jobs_seconds: default_jobs_seconds(),
+            keyhole_seconds: default_keyhole_seconds(),
+            probe_seconds: default_probe_seconds(),
+        }
     }
 }
 
@@ -242,6 +248,9 @@ fn default_jobs_seconds() -> f64 {
 }
 fn default_keyhole_seconds() -> f64 {
     2.0
+}
+fn default_probe_seconds() -> f64 {
+    0.5
 }
 fn default_gateway_down_seconds() -> f64 {
     60.0

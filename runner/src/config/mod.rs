@@ -125,8 +125,17 @@ pub enum StoreConfig {
 pub struct Watch {
     /// At the scheduler.
     pub jobs: Duration,
-    /// At the forwarded ports.
+    /// At the gateways.
     pub keyhole: Duration,
+    /// At the ports of applications that have not begun to listen.
+    pub probe: Duration,
+}
+
+impl Watch {
+    /// How often the watcher of the gateways has something to do.
+    pub fn step(self) -> Duration {
+        self.keyhole.min(self.probe)
+    }
 }
 
 /// One cluster.
@@ -276,6 +285,7 @@ pub fn check(file: ConfigFile, settings: Settings, path: &Path) -> Result<Config
         watch: Watch {
             jobs: seconds("watch.jobs-seconds", file.watch.jobs_seconds).map_err(within)?,
             keyhole: seconds("watch.keyhole-seconds", file.watch.keyhole_seconds).map_err(within)?,
+            probe: seconds("watch.probe-seconds", file.watch.probe_seconds).map_err(within)?,
         },
         limits: limits(&file.limits).map_err(within)?,
         keep_finished: seconds("keep-finished-jobs-days", file.keep_finished_jobs_days * 86400.0).map_err(within)?,

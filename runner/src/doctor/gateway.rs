@@ -63,10 +63,10 @@ pub(super) fn questions(wanted: &Wanted) -> String {
     script += &ask("listening", 10, "cat /proc/net/tcp /proc/net/tcp6 | awk '$4 == \"0A\" { print $2, $8 }'");
     script +=
         &ask("rp-filter", 10, "cd /proc/sys/net/ipv4/conf && for f in */rp_filter; do echo \"${f%/*} $(cat \"$f\")\"; done");
-    script += &ask("nc", 10, &format!("{}echo \"$(flavour) $look\"", probe::FUNCTIONS));
+    script += &ask("nc", 10, &format!("{}choose\necho \"$(flavour) $look\"", probe::FUNCTIONS));
     if !wanted.nodes.is_empty() {
         script += &ask("names", 20, &names_script(wanted));
-        script += &ask("probe", 25, &probe::script(&wanted.targets()));
+        script += &ask("probe", 25, &probe::script(&probe::by_host(&wanted.targets()), "", None));
     }
     script
 }
@@ -266,7 +266,7 @@ fn reach(place: &str, wanted: &Wanted, answers: &Answers) -> Finding {
     if !answer.is_good() {
         return Finding::not_checked(Check::NodeReach, place, format!("ports cannot be probed: {}", answer.words()));
     }
-    let unreachable = probe::read(&targets, &answer.text).unreachable;
+    let unreachable = probe::read(&probe::by_host(&targets), &answer.text).unreachable;
     let bad: Vec<&str> = named.iter().map(|target| target.host.as_str()).filter(|host| unreachable.contains(*host)).collect();
     let Some(first) = bad.first() else {
         return Finding::ok(Check::NodeReach, place, wanted.count());

@@ -6,6 +6,12 @@ pub fn quote(word: &str) -> String {
     if !word.is_empty() && word.chars().all(plain) { word.to_owned() } else { format!("'{}'", word.replace('\'', r"'\''")) }
 }
 
+/// `text` as it stands within double quotes, or in a here-document.
+pub fn within_double_quotes(text: &str) -> String {
+    let escaped = |c: char| if "\"$`\\".contains(c) { format!("\\{c}") } else { c.to_string() };
+    text.chars().map(escaped).collect()
+}
+
 /// Several words as one command line.
 pub fn join<'a>(words: impl IntoIterator<Item = &'a str>) -> String {
     words.into_iter().map(quote).collect::<Vec<_>>().join(" ")

@@ -16,6 +16,7 @@ mod save;
 
 pub(crate) use save::{Saved, read_listing};
 
+use self::probe::Look;
 use super::{Gateway, Installed, Probe, Rule, Target};
 use crate::command::Output;
 use crate::domain::ports::{BLOCK, Numbering, PortRange, Span};
@@ -24,7 +25,8 @@ use crate::error::{Error, Result};
 use crate::ssh::Node;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write;
-use std::time::Duration;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
 /// A listing that takes longer is none: all other gateways wait for it.
 const SAVE_LIMIT: Duration = Duration::from_secs(15);
@@ -36,19 +38,51 @@ pub struct Iptables {
     node: Node,
     external_ip: String,
     names: Chains,
+    /// Who looks at ports there, and since when that is known.
+    looks: Mutex<Option<(&'static str, Instant)>>,
 }
 
 impl Iptables {
     /// The gateway behind `node`, which users reach as `external_ip`, forwarding ports of `range` by chains whose names begin with
     /// `prefix`.
     pub fn new(node: Node, external_ip: &str, prefix: &str, range: PortRange) -> Self {
-        Self { node, external_ip: external_ip.into(), names: Chains { prefix: prefix.into(), range } }
+        Self { node, external_ip: external_ip.into(), names: Chains { prefix: prefix.into(), range }, looks: Mutex::default() }
     }
 
     fn script(&self, script: &str, limit: Duration) -> Result<Output> {
-        self.node
-            .run("exec sh", script.as_bytes(), limit)
-            .map_err(|error| error.within(format!("gateway {}", self.node.address())))
+        self.script_for("exec sh", script, limit)
+    }
+
+    fn script_for(&self, shell: &str, script: &str, limit: Duration) -> Result<Output> {
+        let output = self.node.run(shell, script.as_bytes(), limit);
+        output.map_err(|error| error.within(format!("gateway {}", self.node.address())))
+    }
+
+    /// What the looks saw, each by itself.
+    fn look(&self, looks: &[Look]) -> Result<Vec<Probe>> {
+        if looks.is_empty() {
+            return Ok(Vec::new());
+        }
+        let known = self.looks().filter(|(_, since)| since.elapsed() < FLAVOUR_HOLDS).map(|(flavour, _)| flavour);
+        let output = self.script_for(probe::SHELL, &probe::script(looks, self.address(), known), PROBE_LIMIT)?;
+        // 124: the time was over, and some have not answered.
+        if !matches!(output.status.code(), Some(0 | 124)) || output.stdout.lines().last() != Some(END) {
+            *self.looks() = None;
+            return Err(self.failed("looking at ports", &output));
+        }
+        let probes = probe::read_each(looks, &output.stdout);
+        if let Some(found) = probe::flavour(&output.stdout) {
+            *self.looks() = Some((found, Instant::now()));
+        }
+        // Perhaps it is not there any more.
+        if probes.iter().any(|probe| !probe.unreachable.is_empty()) {
+            *self.looks() = None;
+        }
+        Ok(probes)
+    }
+
+    fn looks(&self) -> MutexGuard<'_, Option<(&'static str, Instant)>> {
+        self.looks.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn failed(&self, what: &str, output: &Output) -> Error {
@@ -98,14 +132,11 @@ impl Gateway for Iptables {
     }
 
     fn probe(&self, targets: &[Target]) -> Result<Probe> {
-        if targets.is_empty() {
-            return Ok(Probe::default());
-        }
-        let output = self.script(&probe::script(targets), PROBE_LIMIT)?;
-        if !output.status.success() || output.stdout.lines().last() != Some(END) {
-            return Err(self.failed("looking at ports", &output));
-        }
-        Ok(probe::read(targets, &output.stdout))
+        Ok(self.look(&probe::by_host(targets))?.into_iter().collect())
+    }
+
+    fn probe_apart(&self, targets: &[Target]) -> Result<Vec<Probe>> {
+        self.look(&probe::apart(targets))
     }
 
     fn apply(&self, blocks: &BTreeMap<u16, BTreeSet<Rule>>) -> Result<BTreeSet<String>> {
@@ -134,29 +165,15 @@ impl Gateway for Iptables {
 const END: &str = "bwvisu-end";
 /// The exit code of a script that found our chains missing.
 const NOT_READY: i32 = 77;
-/// Without a program sudo only asks for a password, so what is missing is named.
-const SAVE_SCRIPT: &str = "set -e\nexport LC_ALL=C\necho bwvisu-begin\n\
-    save() {\n    sudo -n iptables-save -t \"$1\" </dev/null && return\n    \
+/// Without a program sudo only asks for a password, so what is missing is named. All tables at once: each call of sudo takes its time.
+const SAVE_SCRIPT: &str = "export LC_ALL=C\necho bwvisu-begin\nsudo -n iptables-save </dev/null || {\n    \
     (PATH=$PATH:/usr/sbin:/sbin; command -v iptables-save >/dev/null) || echo 'iptables-save is not installed' >&2\n    exit 1\n}\n\
-    save nat\nsave filter\necho bwvisu-end\n";
+    echo bwvisu-end\n";
 
-/// Everything that a script of ours needs to write rules: `rule CHAIN EXTERNAL COMMENT HOST [:INTERNAL]`.
-///
-/// When a name cannot be resolved, a rule for it that is there keeps its address: a name service that stutters cuts nobody off.
-const RULE_FUNCTION: &str = r#"set -u
-export LC_ALL=C
-known() {
-    sudo -n iptables -w 10 -t nat -S "$1" </dev/null 2>/dev/null | while read -r line; do
-        case $line in *"--comment \"$2\" "*"--to-destination "*) line=${line##*--to-destination }; echo "${line%%:*}"; break ;; esac
-    done | grep .
-}
-rule() {
-    address=$(getent ahostsv4 "$4" | { read -r first rest && echo "$first"; }) || address=$(known "$1" "$3") ||
-        { echo "unresolved $4" >&3; return 0; }
-    printf -- '-A %s -p tcp -m tcp --dport %s -m comment --comment %s -j DNAT --to-destination %s%s\n' "$1" "$2" "$3" "$address" "${5-}"
-}
-exec 3>&1
-"#;
+/// The functions of a script that writes rules.
+const FUNCTIONS: &str = include_str!("iptables/write.sh");
+/// How long we rely on who looks at ports on a gateway.
+const FLAVOUR_HOLDS: Duration = Duration::from_secs(300);
 
 /// The names of our chains, and what stands in them.
 pub(crate) struct Chains {
@@ -195,45 +212,59 @@ impl Chains {
         format!("-p tcp -m conntrack --ctstate DNAT --ctorigdstport {}:{}", self.range.lo, self.range.hi)
     }
 
-    fn rule_lines(&self, blocks: &BTreeMap<u16, BTreeSet<Rule>>) -> String {
+    /// What sets `rules` in a script, and resolves the names in them.
+    fn rules_script(&self, blocks: &BTreeMap<u16, BTreeSet<Rule>>) -> String {
+        let hosts: BTreeSet<&str> = blocks.values().flatten().map(|rule| rule.target.as_str()).collect();
+        if hosts.is_empty() {
+            return "rules=\n".to_owned();
+        }
+        let numbers: BTreeMap<&str, usize> = hosts.iter().enumerate().map(|(number, host)| (*host, number)).collect();
         let mut lines = String::new();
         for (&block, rules) in blocks {
             for rule in rules {
-                self.rule_line(&mut lines, block, rule);
+                self.rule_lines(&mut lines, block, rule, numbers.get(rule.target.as_str()).copied().unwrap_or_default());
             }
         }
-        lines
+        format!("resolve {}\nrules=\"{lines}\"\nsettle\n", shell::join(hosts))
     }
 
-    fn rule_line(&self, lines: &mut String, block: u16, rule: &Rule) {
+    /// The lines of one rule, within double quotes of a shell that knows the address of its target by this number.
+    fn rule_lines(&self, lines: &mut String, block: u16, rule: &Rule, number: usize) {
         let chain = self.block(block);
-        let comment = shell::quote(&format!("bwvisu:{}:{}:{}", rule.cluster, rule.job, rule.target));
-        let host = shell::quote(&rule.target);
+        let comment = shell::within_double_quotes(&format!("bwvisu:{}:{}:{}", rule.cluster, rule.job, rule.target));
+        let mut line = |ports: String, internal: String| {
+            let to = format!("-j DNAT --to-destination $at_{number}{internal}");
+            let _ = writeln!(lines, "-A {chain} -p tcp -m tcp --dport {ports} -m comment --comment {comment} {to}");
+        };
         let Span { external, internal, count } = rule.span;
         if external == internal {
             // The port is kept, so one rule does for all.
-            let _ = writeln!(lines, "rule {chain} {external}:{} {comment} {host}", external + (count - 1));
+            line(format!("{external}:{}", external + (count - 1)), String::new());
         } else {
-            for (internal, external) in rule.span.pairs() {
-                let _ = writeln!(lines, "rule {chain} {external} {comment} {host} :{internal}");
-            }
+            rule.span.pairs().for_each(|(internal, external)| line(external.to_string(), format!(":{internal}")));
         }
     }
 
-    /// Rewrites the chains of some blocks, if the way to them is there.
+    /// Rewrites the chains of some blocks, if the way to them is there: what is written asks for that itself, so that all of it costs one
+    /// call. Only where it was refused it is found out why. An iptables-restore that knows no such question is asked before.
     fn rewrite_script(&self, blocks: &BTreeMap<u16, BTreeSet<Rule>>) -> String {
-        let mut script = RULE_FUNCTION.to_owned();
-        let _ =
-            writeln!(script, "check() {{ sudo -n iptables -w 10 -t \"$@\" </dev/null >/dev/null 2>&1 || exit {NOT_READY}; }}");
-        for (table, chain, _, rule) in self.hooks() {
-            let _ = writeln!(script, "check {table} -C {chain} {rule}");
-        }
-        for &block in blocks.keys() {
-            let _ = writeln!(script, "check nat -C {} {}", self.prefix, self.jump(block));
-        }
-        let declared: String = blocks.keys().fold(String::new(), |all, &block| all + ":" + &self.block(block) + " - [0:0]\\n");
-        let _ = writeln!(script, "{{\nprintf '*nat\\n{declared}'\n{}echo COMMIT\n}} | {RESTORE}", self.rule_lines(blocks));
-        script
+        let jumps = blocks.keys().map(|&block| ("nat", self.prefix.clone(), self.jump(block)));
+        let way: Vec<(&str, String, String)> =
+            self.hooks().into_iter().map(|(table, chain, _, rule)| (table, chain.to_owned(), rule)).chain(jumps).collect();
+        let asked = |wanted: &str| {
+            let lines = way.iter().filter(|(table, ..)| *table == wanted).map(|(_, chain, rule)| format!("-C {chain} {rule}\n"));
+            lines.collect::<String>()
+        };
+        let declared: String = blocks.keys().map(|&block| format!(":{} - [0:0]\n", self.block(block))).collect();
+        let checks: String = way.iter().map(|(table, chain, rule)| format!("check {table} -C {chain} {rule}\n")).collect();
+        let (filter, nat) = (asked("filter"), asked("nat"));
+        format!(
+            "{FUNCTIONS}{}restore <<TEXT && exit\n*filter\n{filter}COMMIT\n*nat\n{nat}{declared}$rules\nCOMMIT\nTEXT\nstatus=$?\n\
+             # Others hold the lock.\n[ \"$status\" != 4 ] || exit \"$status\"\n\
+             check() {{ sudo -n iptables -w 10 -t \"$@\" </dev/null >/dev/null 2>&1 || exit {NOT_READY}; }}\n{checks}\
+             restore <<TEXT\n*nat\n{declared}$rules\nCOMMIT\nTEXT\n",
+            self.rules_script(blocks)
+        )
     }
 
     /// Makes the way to all blocks, and rewrites the given ones; blocks that are there and not given keep their rules.
@@ -250,13 +281,7 @@ impl Chains {
             let text = if table == "nat" { &mut nat } else { &mut filter };
             *text += &hook_lines(saved.jumps(table, chain, &target), chain, &rule);
         }
-        let quoted = |text: &str| shell::quote(text);
-        format!(
-            "{RULE_FUNCTION}{{\nprintf %s {}\n{}echo COMMIT\nprintf %s {}\necho COMMIT\n}} | {RESTORE}\n",
-            quoted(&nat),
-            self.rule_lines(blocks),
-            quoted(&filter)
-        )
+        format!("{FUNCTIONS}{}restore <<TEXT\n{nat}$rules\nCOMMIT\n{filter}COMMIT\nTEXT\n", self.rules_script(blocks))
     }
 
     pub(crate) fn installed(&self, saved: &Saved) -> Installed {
@@ -281,8 +306,6 @@ impl Chains {
         blocks
     }
 }
-
-const RESTORE: &str = "sudo -n iptables-restore --noflush --wait 10";
 
 /// A system's chain should lead into ours exactly once.
 fn hook_lines(there: usize, chain: &str, rule: &str) -> String {

@@ -80,13 +80,16 @@ fn half_a_listing_is_no_listing() {
 #[test]
 fn equal_ports_are_one_rule_and_unequal_ones_a_rule_each() {
     let mut lines = String::new();
-    chains().rule_line(&mut lines, 500, &rule(17, 50000, 50000, 5));
-    chains().rule_line(&mut lines, 500, &rule(17, 50010, 8000, 2));
+    chains().rule_lines(&mut lines, 500, &rule(17, 50000, 50000, 5), 0);
+    chains().rule_lines(&mut lines, 500, &rule(17, 50010, 8000, 2), 1);
+    let comment = "-m comment --comment bwvisu:default:17:c0-ib0 -j DNAT --to-destination";
     assert_eq!(
         lines,
-        "rule BWVISU-500 50000:50004 bwvisu:default:17:c0-ib0 c0-ib0\n\
-         rule BWVISU-500 50010 bwvisu:default:17:c0-ib0 c0-ib0 :8000\n\
-         rule BWVISU-500 50011 bwvisu:default:17:c0-ib0 c0-ib0 :8001\n"
+        format!(
+            "-A BWVISU-500 -p tcp -m tcp --dport 50000:50004 {comment} $at_0\n\
+             -A BWVISU-500 -p tcp -m tcp --dport 50010 {comment} $at_1:8000\n\
+             -A BWVISU-500 -p tcp -m tcp --dport 50011 {comment} $at_1:8001\n"
+        )
     );
 }
 

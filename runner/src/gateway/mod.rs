@@ -32,11 +32,22 @@ pub struct Target {
 /// What a probe saw.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Probe {
-    /// Host and port of everything that accepted a connection.
+    /// Host and port of everything that accepted a connection, or, on the gateway itself, that is listened on.
     pub open: BTreeSet<(String, u16)>,
     /// Hosts that could not be asked to the end (unknown name, no route, no answer in time): nothing is known about those
     /// of their ports that are not in `open`.
     pub unreachable: BTreeSet<String>,
+}
+
+impl FromIterator<Probe> for Probe {
+    fn from_iter<T: IntoIterator<Item = Self>>(probes: T) -> Self {
+        let mut all = Self::default();
+        for probe in probes {
+            all.open.extend(probe.open);
+            all.unreachable.extend(probe.unreachable);
+        }
+        all
+    }
 }
 
 /// What is installed on a gateway.
@@ -62,6 +73,11 @@ pub trait Gateway: Send + Sync {
 
     /// Which of the targets accept a connection, seen from the gateway: one round trip, however many they are.
     fn probe(&self, targets: &[Target]) -> Result<Probe>;
+
+    /// What a probe of each target by itself sees, still in one round trip: one that is silent holds up no other. Costs more.
+    fn probe_apart(&self, targets: &[Target]) -> Result<Vec<Probe>> {
+        Ok(vec![self.probe(targets)?; targets.len()])
+    }
 
     /// Makes each of these blocks hold exactly these rules, all at once; other blocks, and whatever is not ours, stay as they are.
     /// Returns the targets whose names the gateway could not resolve: their rules alone are as they were before, or missing.

@@ -1,8 +1,10 @@
 //! The search for ports: free in the ledger, and closed on every node of the job as seen from a gateway.
 //!
-//! The range is looked through in windows of some blocks, from a random place on: one read of the ledger and one round trip to the
-//! gateway per window, and usually the first one does.
+//! The range is looked through in windows of some blocks, from the place of the job's node on (`places`): one read of the ledger and one
+//! round trip to the gateway per window, and usually the first one does.
 
+use super::crowd::Crowd;
+use super::places::Reservation;
 use crate::cluster::Cluster;
 use crate::domain::grant::{Former, GRANT_VERSION, Grant, GrantState};
 use crate::domain::job::Job;
@@ -24,14 +26,21 @@ const WINDOW_BLOCKS: u16 = 8;
 const MAX_WINDOW_BLOCKS: u16 = 32;
 
 /// One search.
-pub struct Search<'a> {
+pub(super) struct Search<'a> {
     pub store: &'a Store,
+    pub crowd: &'a Crowd,
     pub cluster: &'a Cluster,
     pub gateway: &'a dyn Gateway,
     pub job: &'a Job,
     pub request: &'a Request,
     /// Where users found an earlier run.
     pub former: Option<&'a Former>,
+}
+
+/// Ports that are free, and not claimed yet.
+pub(super) struct Found {
+    grant: Grant,
+    reservation: Reservation,
 }
 
 /// How the external ports follow from the internal ones.
@@ -44,8 +53,13 @@ enum Outside<'a> {
 }
 
 impl Search<'_> {
-    /// Finds ports and claims them: the external ones of the job's earlier run, where they are free.
-    pub fn run(&self) -> Result<Grant> {
+    /// Finds ports and claims them: the external ones of the job's earlier run, where they are free. What was found before is tried first.
+    pub fn run(&self, found: Option<Found>) -> Result<Grant> {
+        if let Some(found) = found
+            && let Some(grant) = self.claim(found)?
+        {
+            return Ok(grant);
+        }
         if let Some(kept) = self.kept()?
             && let Some(grant) = self.search(Outside::Kept(&kept))?
         {
@@ -54,6 +68,25 @@ impl Search<'_> {
         let nothing =
             || Error::busy(format!("no {} free ports on gateway {} and the job's nodes", self.wanted(), self.gateway.address()));
         self.search(Outside::Planned)?.ok_or_else(nothing)
+    }
+
+    /// Finds ports where the search would begin, and claims nothing.
+    pub fn look_ahead(&self) -> Result<Option<Found>> {
+        let mut busy = PortSet::default();
+        match self.windows(Outside::Planned)?.first() {
+            Some(&window) => self.find(window, Outside::Planned, 0, &mut busy).map(|(found, _)| found),
+            None => Ok(None),
+        }
+    }
+
+    fn claim(&self, found: Found) -> Result<Option<Grant>> {
+        let Found { grant, reservation } = found;
+        if self.crowd.claim(self.store, &grant)? {
+            reservation.claimed();
+            return Ok(Some(grant));
+        }
+        drop(reservation);
+        self.give_way().map(|()| None)
     }
 
     fn wanted(&self) -> usize {
@@ -65,22 +98,31 @@ impl Search<'_> {
         let mut rounds = 0;
         for window in self.windows(outside)? {
             while rounds < ROUNDS {
-                let candidates = self.candidates(window, outside, &busy)?;
-                if candidates.len() < self.wanted() {
+                let (found, looked) = self.find(window, outside, rounds, &mut busy)?;
+                if !looked {
                     break;
                 }
                 rounds += 1;
-                self.probe(&candidates, outside, &mut busy)?;
-                let free: Vec<u16> = candidates.into_iter().filter(|&port| !busy.contains(port)).collect();
-                let Some(chosen) = choose(&free, self.wanted()) else { continue };
-                let grant = self.grant(&chosen, outside);
-                if self.store.claim(&grant)? {
+                if let Some(found) = found
+                    && let Some(grant) = self.claim(found)?
+                {
                     return Ok(Some(grant));
                 }
-                self.give_way()?;
             }
         }
         Ok(None)
+    }
+
+    /// One look at a window: free ports, if it shows enough of them; and whether there were any worth looking at.
+    fn find(&self, window: PortRange, outside: Outside, round: usize, busy: &mut PortSet) -> Result<(Option<Found>, bool)> {
+        let (candidates, reservation) = self.candidates(window, outside, round, busy)?;
+        if candidates.len() < self.wanted() {
+            return Ok((None, false));
+        }
+        self.probe(&candidates, outside, busy)?;
+        let free: Vec<u16> = candidates.into_iter().filter(|&port| !busy.contains(port)).collect();
+        let found = |chosen: Vec<u16>| Found { grant: self.grant(&chosen, outside), reservation };
+        Ok((choose(&free, self.wanted()).map(found), true))
     }
 
     /// The external ports of the job's earlier run, if it had as many and they are free.
@@ -127,20 +169,21 @@ impl Search<'_> {
         Plan { range: self.cluster.ports, numbering: self.gateway.numbering() }
     }
 
-    /// The whole range in windows, beginning anywhere: jobs that start together do not meet, nor do several installations on one
-    /// machine. A small request lies within one block.
+    /// The whole range in windows. The first is the rest of the block in which the job's node has its place, so that a small request lies in
+    /// one block.
     ///
     /// For external ports that are given, the internal ones that go with them by plan come first.
     fn windows(&self, outside: Outside) -> Result<Vec<PortRange>> {
         let range = self.plan().internal();
         let ports = u16::try_from(self.request.ports).unwrap_or(u16::MAX);
         let step = (ports / BLOCK * 2 + WINDOW_BLOCKS).min(MAX_WINDOW_BLOCKS) * BLOCK;
-        let random = |below: usize| Ok(u64::from_be_bytes(random()?) % below.max(1) as u64);
-        let block = random(range.len() / usize::from(BLOCK))?;
-        let within = random(usize::from(BLOCK.saturating_sub(ports)).min(range.len()))?;
-        let start = u64::from(range.lo) + block * u64::from(BLOCK) + within;
-        let start = u16::try_from(start).unwrap_or(range.hi).min(range.hi);
+        let node = self.request.nodes.first().map_or("", String::as_str);
+        let start = self.crowd.places.place(node, range, ports, u64::from_be_bytes(random()?));
         let mut all = windows(range, step, start, ports);
+        if ports <= BLOCK {
+            let hi = (start / BLOCK * BLOCK).saturating_add(BLOCK - 1).min(range.hi);
+            all.insert(0, PortRange { lo: start, hi });
+        }
         if let Outside::Kept(kept) = outside
             && let (Some(&first), Some(&last)) = (kept.first(), kept.last())
             && let (Some(lo), Some(hi)) = (self.plan().internal_of(first), self.plan().internal_of(last))
@@ -151,8 +194,8 @@ impl Search<'_> {
         Ok(all)
     }
 
-    /// Some more than needed, since one of them may turn out to be in use.
-    fn candidates(&self, window: PortRange, outside: Outside, busy: &PortSet) -> Result<Vec<u16>> {
+    /// As many as needed; later some more, since one of them turned out to be in use.
+    fn candidates(&self, window: PortRange, outside: Outside, round: usize, busy: &PortSet) -> Result<(Vec<u16>, Reservation)> {
         let (plan, wanted) = (self.plan(), self.wanted());
         let blocks: BTreeSet<u16> = plan.blocks(window).collect();
         let ledger = self.store.ledger(&self.cluster.name, self.gateway.address(), &blocks, &self.request.nodes)?;
@@ -161,7 +204,12 @@ impl Search<'_> {
         let unusable = |port| {
             busy.contains(port) || taken.internal.contains(port) || (planned && taken.external.contains(plan.external(port)))
         };
-        Ok(candidates(window, wanted + wanted / 4 + 4, unusable))
+        let more = if round == 0 { 0 } else { wanted / 4 + 4 };
+        // A job that begins anew wants what it has just given back.
+        let choose = |reserved: &PortSet| {
+            candidates(window, wanted + more, |port| unusable(port) || (planned && reserved.contains(port)))
+        };
+        Ok(self.crowd.places.reserve(choose))
     }
 
     /// Adds those of `ports` to `busy` that somebody listens on: on any node, by either of its names, or on the gateway itself.
@@ -177,7 +225,7 @@ impl Search<'_> {
                 targets.push(Target { host: self.gateway.address().to_owned(), ports: span.external_range() });
             }
         }
-        let probe = self.gateway.probe(&targets)?;
+        let probe = self.crowd.probe(self.gateway, targets)?;
         if let Some(host) = probe.unreachable.intersection(&must_answer).next() {
             return Err(Error::bad_gateway(format!("gateway {} cannot reach {host}", self.gateway.address())));
         }

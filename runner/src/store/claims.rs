@@ -1,13 +1,18 @@
 //! Grants and the ledgers of ports: every verb is one transaction over a grant and all the ledgers that it touches, so that a port is
 //! taken by one job or by none.
 
-use super::{Change, Store, decode, keys, put};
-use crate::domain::grant::{Closing, Drain, GRANT_VERSION, GatewayBlock, GatewayLoad, Grant, GrantState, NodeBucket, buckets};
+use super::trail::{begin_trace, open_key, owner, owner_keys};
+use super::{Change, Store, Versioned, decode, keys, put};
+use crate::domain::grant::{Closing, GRANT_VERSION, GatewayBlock, GatewayLoad, Grant, GrantState, NodeBucket, buckets};
 use crate::domain::ports::PortSet;
 use crate::error::{Error, Result};
 use jiff::Timestamp;
 use serde::de::DeserializeOwned;
 use std::collections::{BTreeMap, BTreeSet};
+
+/// The most keys of one read, and of one change.
+const KEYS_AT_ONCE: usize = 100;
+const MOST_KEYS: usize = 118;
 
 /// The ledgers that one grant touches, with the versions that they were read at.
 pub struct Ledger {
@@ -26,6 +31,42 @@ pub struct Taken {
 }
 
 impl Ledger {
+    fn keys(cluster: &str, gateway: &str, blocks: &BTreeSet<u16>, buckets: &BTreeSet<u16>) -> Vec<String> {
+        let mut keys = vec![keys::load(cluster, gateway)];
+        keys.extend(blocks.iter().map(|&block| keys::block(cluster, gateway, block)));
+        keys.extend(buckets.iter().map(|&bucket| keys::bucket(cluster, bucket)));
+        keys
+    }
+
+    /// What was found at these keys, in their order.
+    fn read(
+        cluster: &str,
+        gateway: &str,
+        blocks: &BTreeSet<u16>,
+        buckets: &BTreeSet<u16>,
+        found: &mut impl Iterator<Item = Option<Versioned>>,
+    ) -> Result<Self> {
+        let wanted = Self::keys(cluster, gateway, blocks, buckets);
+        let mut wanted = wanted.iter();
+        let mut next = || match (wanted.next(), found.next()) {
+            (Some(key), Some(value)) => Ok((key, value)),
+            _ => Err(too_few()),
+        };
+        let (name, gateway_name) = (cluster.to_owned(), gateway.to_owned());
+        let load = or_else(next()?, || GatewayLoad { version: GRANT_VERSION, cluster: name, gateway: gateway_name, ports: 0 })?;
+        let blocks =
+            blocks.iter().map(|&block| or_else(next()?, || GatewayBlock::new(cluster, gateway, block))).collect::<Result<_>>()?;
+        let buckets =
+            buckets.iter().map(|&bucket| or_else(next()?, || NodeBucket::new(cluster, bucket))).collect::<Result<_>>()?;
+        Ok(Self { load, blocks, buckets })
+    }
+
+    fn has_room_for(&self, grant: &Grant) -> bool {
+        let taken = self.taken(&grant.nodes);
+        let mut pairs = grant.spans.iter().flat_map(|span| span.pairs());
+        !pairs.any(|(internal, external)| taken.internal.contains(internal) || taken.external.contains(external))
+    }
+
     /// What is taken on the gateway and on any of `nodes`.
     pub fn taken(&self, nodes: &[String]) -> Taken {
         let mut taken = Taken::default();
@@ -78,46 +119,59 @@ impl Store {
     /// The ledgers of these blocks of a gateway, and of these nodes.
     pub fn ledger(&self, cluster: &str, gateway: &str, blocks: &BTreeSet<u16>, nodes: &[String]) -> Result<Ledger> {
         let buckets = buckets(nodes);
-        let mut wanted = vec![keys::load(cluster, gateway)];
-        wanted.extend(blocks.iter().map(|&block| keys::block(cluster, gateway, block)));
-        wanted.extend(buckets.iter().map(|&bucket| keys::bucket(cluster, bucket)));
-        let mut found = self.backend.get(&wanted)?.into_iter().zip(&wanted).map(|(value, key)| (key, value));
-        let mut next = || found.next().ok_or_else(|| Error::internal("the database answered with too few values"));
-        let load = or_else(next()?, || GatewayLoad {
-            version: GRANT_VERSION,
-            cluster: cluster.into(),
-            gateway: gateway.into(),
-            ports: 0,
-        })?;
-        let blocks =
-            blocks.iter().map(|&block| or_else(next()?, || GatewayBlock::new(cluster, gateway, block))).collect::<Result<_>>()?;
-        let buckets =
-            buckets.iter().map(|&bucket| or_else(next()?, || NodeBucket::new(cluster, bucket))).collect::<Result<_>>()?;
-        Ok(Ledger { load, blocks, buckets })
+        let wanted = Ledger::keys(cluster, gateway, blocks, &buckets);
+        let mut found = self.backend.get(&wanted)?.into_iter();
+        Ledger::read(cluster, gateway, blocks, &buckets, &mut found)
     }
 
     /// Takes all ports of `grant` or none: `false` when one of them is taken meanwhile, or the job has a grant already.
     pub fn claim(&self, grant: &Grant) -> Result<bool> {
+        Ok(self.claim_all(std::slice::from_ref(grant))?.contains(&true))
+    }
+
+    /// The same for several on one gateway, in as few changes as they fit into; what one of them does not get is none of the others' business.
+    pub fn claim_all(&self, grants: &[Grant]) -> Result<Vec<bool>> {
         let _turn = self.turn()?;
-        let key = keys::grant(&grant.cluster, grant.job);
-        self.repeat(|| {
-            let mut ledger = self.ledger(&grant.cluster, &grant.gateway, &grant.blocks(), &grant.nodes)?;
-            let taken = ledger.taken(&grant.nodes);
-            let mut pairs = grant.spans.iter().flat_map(|span| span.pairs());
-            if pairs.any(|(internal, external)| taken.internal.contains(internal) || taken.external.contains(external)) {
-                return Ok(Some(false));
+        let mut claimed = Vec::with_capacity(grants.len());
+        while claimed.len() < grants.len() {
+            let left = &grants[claimed.len()..];
+            let fitting = &left[..fitting(left)];
+            claimed.extend(self.repeat(|| self.try_to_claim(fitting))?);
+        }
+        Ok(claimed)
+    }
+
+    /// One attempt at one change; nothing if somebody else was faster with any of it.
+    fn try_to_claim(&self, grants: &[Grant]) -> Result<Option<Vec<bool>>> {
+        let Some(Grant { cluster, gateway, .. }) = grants.first() else { return Ok(Some(Vec::new())) };
+        let blocks = grants.iter().flat_map(Grant::blocks).collect();
+        let buckets = grants.iter().flat_map(|grant| buckets(&grant.nodes)).collect();
+        let mut wanted = Ledger::keys(cluster, gateway, &blocks, &buckets);
+        wanted.push(keys::drain(cluster, gateway));
+        wanted.extend(grants.iter().flat_map(|grant| [keys::grant(cluster, grant.job), open_key(grant)]));
+        wanted.extend(grants.iter().flat_map(|grant| owner_keys(cluster, grant.job)));
+        let mut found = self.get_all(&wanted)?.into_iter();
+        let mut ledger = Ledger::read(cluster, gateway, &blocks, &buckets, &mut found)?;
+        let mut next = || found.next().ok_or_else(too_few);
+        let mut change = Change::default();
+        expect_open(cluster, gateway, next()?.as_ref(), &mut change)?;
+        let before = grants.iter().map(|_| Ok((next()?, next()?))).collect::<Result<Vec<_>>>()?;
+        let owners = grants.iter().map(|grant| owner(cluster, grant.job, [next()?, next()?])).collect::<Result<Vec<_>>>()?;
+        let mut claimed = Vec::with_capacity(grants.len());
+        for ((grant, (earlier, trace)), owner) in grants.iter().zip(before).zip(owners) {
+            let free = earlier.is_none() && ledger.has_room_for(grant);
+            if free {
+                ledger.add(grant);
+                let key = keys::grant(cluster, grant.job);
+                put(&mut change, &key, grant)?;
+                change.expect.push((key, 0));
+                begin_trace(grant, owner, trace, &mut change)?;
             }
-            ledger.add(grant);
-            let mut change = Change { expect: vec![(key.clone(), 0)], ..Change::default() };
-            self.expect_open(grant, &mut change)?;
-            put(&mut change, &key, grant)?;
-            ledger.write(&grant.cluster, &mut change)?;
-            self.begin_trace(grant, &mut change)?;
-            if self.commit("claim", &change)? {
-                return Ok(Some(true));
-            }
-            Ok(self.grant(&grant.cluster, grant.job)?.map(|_| false))
-        })
+            claimed.push(free);
+        }
+        ledger.write(cluster, &mut change)?;
+        let done = !claimed.contains(&true) || self.commit("claim", &change)?;
+        Ok(done.then_some(claimed))
     }
 
     /// The grant of a job.
@@ -223,26 +277,15 @@ impl Store {
             }
             ledger.add(to);
             let mut change = Change { expect: vec![(key.clone(), version)], ..Change::default() };
-            self.expect_open(to, &mut change)?;
+            let drained = self.get_all(&[keys::drain(&to.cluster, &to.gateway)])?.pop().flatten();
+            expect_open(&to.cluster, &to.gateway, drained.as_ref(), &mut change)?;
             put(&mut change, &key, &Grant { version: GRANT_VERSION, ..to.clone() })?;
             ledger.write(&to.cluster, &mut change)?;
             self.put_closing(&current.closing(Timestamp::now()), &mut change)?;
             self.adopt_trace(&current, &mut change)?;
-            self.begin_trace(to, &mut change)?;
+            self.begin_trace_of(to, &mut change)?;
             Ok(self.commit("move", &change)?.then_some(true))
         })
-    }
-
-    /// Adds to `change` that nobody drains the grant's gateway meanwhile.
-    fn expect_open(&self, grant: &Grant, change: &mut Change) -> Result<()> {
-        let key = keys::drain(&grant.cluster, &grant.gateway);
-        match self.read::<Drain>(&key)? {
-            (Some(_), _) => Err(Error::unavailable(format!("gateway {} is drained", grant.gateway))),
-            (None, version) => {
-                change.expect.push((key, version));
-                Ok(())
-            }
-        }
     }
 
     /// What has to be removed from a gateway.
@@ -272,16 +315,47 @@ impl Store {
     }
 
     pub(super) fn read_all<T: DeserializeOwned>(&self, wanted: &[String]) -> Result<Vec<(Option<T>, u64)>> {
+        self.get_all(wanted)?.into_iter().zip(wanted).map(|(found, key)| read_one(key, found.as_ref())).collect()
+    }
+
+    /// Any number of keys; not all at one moment if they are many.
+    pub(super) fn get_all(&self, wanted: &[String]) -> Result<Vec<Option<Versioned>>> {
         let mut all = Vec::with_capacity(wanted.len());
-        for chunk in wanted.chunks(100) {
-            for (found, key) in self.backend.get(chunk)?.into_iter().zip(chunk) {
-                all.push(match found {
-                    Some(found) => (Some(decode(key, &found.value)?), found.version),
-                    None => (None, 0),
-                });
-            }
+        for chunk in wanted.chunks(KEYS_AT_ONCE) {
+            all.extend(self.backend.get(chunk)?);
         }
         Ok(all)
+    }
+}
+
+/// How many of these grants fit into one change: each has a key of its own, an open trace, and perhaps one that ends; the ledgers are shared.
+fn fitting(grants: &[Grant]) -> usize {
+    let mut ledgers = (BTreeSet::new(), BTreeSet::new());
+    let fits = |(count, grant): &(usize, &Grant)| {
+        ledgers.0.extend(grant.blocks());
+        ledgers.1.extend(buckets(&grant.nodes));
+        *count == 0 || 3 * (count + 1) + ledgers.0.len() + ledgers.1.len() + 2 <= MOST_KEYS
+    };
+    grants.iter().enumerate().take_while(fits).count()
+}
+
+/// Adds to `change` that nobody drains a gateway meanwhile.
+fn expect_open(cluster: &str, gateway: &str, drain: Option<&Versioned>, change: &mut Change) -> Result<()> {
+    if drain.is_some() {
+        return Err(Error::unavailable(format!("gateway {gateway} is drained")));
+    }
+    change.expect.push((keys::drain(cluster, gateway), 0));
+    Ok(())
+}
+
+fn too_few() -> Error {
+    Error::internal("the database answered with too few values")
+}
+
+pub(super) fn read_one<T: DeserializeOwned>(key: &str, found: Option<&Versioned>) -> Result<(Option<T>, u64)> {
+    match found {
+        Some(found) => Ok((Some(decode(key, &found.value)?), found.version)),
+        None => Ok((None, 0)),
     }
 }
 
@@ -290,10 +364,7 @@ fn same_claim(one: &Grant, other: &Grant) -> bool {
     (one.run, &one.nonce, &one.gateway, &one.spans) == (other.run, &other.nonce, &other.gateway, &other.spans)
 }
 
-fn or_else<T: DeserializeOwned>(
-    (key, found): (&String, Option<super::Versioned>),
-    empty: impl FnOnce() -> T,
-) -> Result<(T, u64)> {
+fn or_else<T: DeserializeOwned>((key, found): (&String, Option<Versioned>), empty: impl FnOnce() -> T) -> Result<(T, u64)> {
     match found {
         Some(found) => Ok((decode(key, &found.value)?, found.version)),
         None => Ok((empty(), 0)),

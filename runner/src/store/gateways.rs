@@ -1,8 +1,9 @@
 //! What is known about gateways beside their forwardings: how busy, silent or drained they are.
 
-use super::{Change, Store, keys, put};
+use super::claims::read_one;
+use super::{Change, Store, Versioned, keys, put};
 use crate::domain::grant::{Drain, GRANT_VERSION, GatewayLoad, Silence};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use jiff::Timestamp;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -21,16 +22,19 @@ pub struct Condition {
 impl Store {
     /// The condition of each of these gateways, in their order.
     pub fn conditions(&self, cluster: &str, gateways: &[&str]) -> Result<Vec<Condition>> {
-        let of_all = |key: fn(&str, &str) -> String| gateways.iter().map(|gateway| key(cluster, gateway)).collect::<Vec<_>>();
-        let loads = self.read_all::<GatewayLoad>(&of_all(keys::load))?;
-        let silences = self.read_all::<Silence>(&of_all(keys::silent))?;
-        let drains = self.read_all::<Drain>(&of_all(keys::drain))?;
-        let conditions = loads.into_iter().zip(silences).zip(drains).map(|((load, silence), drain)| Condition {
-            ports: load.0.map_or(0, |load| load.ports),
-            silence: silence.0,
-            drained: drain.0.map(|drain| drain.since),
-        });
-        Ok(conditions.collect())
+        let of_one =
+            |gateway: &&str| [keys::load(cluster, gateway), keys::silent(cluster, gateway), keys::drain(cluster, gateway)];
+        let keys: Vec<[String; 3]> = gateways.iter().map(of_one).collect();
+        let found = self.get_all(&keys.concat())?;
+        let condition = |(keys, found): (&[String; 3], &[Option<Versioned>])| {
+            let [load, silence, drain] = found else { return Err(Error::internal("the database answered with too few values")) };
+            Ok(Condition {
+                ports: read_one::<GatewayLoad>(&keys[0], load.as_ref())?.0.map_or(0, |load| load.ports),
+                silence: read_one(&keys[1], silence.as_ref())?.0,
+                drained: read_one::<Drain>(&keys[2], drain.as_ref())?.0.map(|drain| drain.since),
+            })
+        };
+        keys.iter().zip(found.chunks(3)).map(condition).collect()
     }
 
     /// The watcher had no answer from a gateway, or had one again (`None`). The first silence's time stays; nothing is written when nothing

@@ -1,7 +1,8 @@
 //! The trail of who had which external ports. Open traces are changed by the transactions that take and free ports; those of the past lie by
 //! the day that they ended on, so that old ones can be found and removed without reading the others.
 
-use super::{Change, Store, keys, put};
+use super::claims::read_one;
+use super::{Change, Store, Versioned, keys, put};
 use crate::domain::grant::{Closing, Grant};
 use crate::domain::job::Job;
 use crate::domain::trail::{TRAIL_VERSION, Trace, TrailBegin};
@@ -25,16 +26,10 @@ pub struct Answer {
 }
 
 impl Store {
-    /// Adds to `change` that these ports lead to their job from now on. What an older program has left open there ends.
-    pub(super) fn begin_trace(&self, grant: &Grant, change: &mut Change) -> Result<()> {
-        let now = Timestamp::now();
-        let key = open_key(grant);
-        let (before, version) = self.read::<Trace>(&key)?;
-        if let Some(left) = before {
-            put_past(&left.end(None, now), change)?;
-        }
-        change.expect.push((key.clone(), version));
-        put(change, &key, &Trace::begin(grant, self.owner_of(grant)?, now))
+    /// Adds to `change` that these ports lead to their job from now on.
+    pub(super) fn begin_trace_of(&self, grant: &Grant, change: &mut Change) -> Result<()> {
+        let before = self.get_all(&[open_key(grant)])?.pop().flatten();
+        begin_trace(grant, self.owner_of(grant)?, before, change)
     }
 
     /// Adds to `change`, which gives the ports of a grant up, a trace for it if it was granted before there was a trail.
@@ -59,8 +54,8 @@ impl Store {
     }
 
     fn owner_of(&self, grant: &Grant) -> Result<Option<String>> {
-        let found = self.read_all::<Job>(&[keys::job(&grant.cluster, grant.job), keys::finished(&grant.cluster, grant.job)])?;
-        Ok(found.into_iter().find_map(|(job, _)| job).map(|job| job.user))
+        let found = self.get_all(&owner_keys(&grant.cluster, grant.job))?.try_into();
+        found.map_or(Ok(None), |found| owner(&grant.cluster, grant.job, found))
     }
 
     /// All traces that have not ended.
@@ -131,7 +126,31 @@ impl Store {
     }
 }
 
-fn open_key(grant: &Grant) -> String {
+/// Adds to `change` that these ports lead to their job from now on. What an older program has left open there, `before`, ends.
+pub(super) fn begin_trace(grant: &Grant, owner: Option<String>, before: Option<Versioned>, change: &mut Change) -> Result<()> {
+    let (now, key) = (Timestamp::now(), open_key(grant));
+    let (before, version) = read_one::<Trace>(&key, before.as_ref())?;
+    if let Some(left) = before {
+        put_past(&left.end(None, now), change)?;
+    }
+    change.expect.push((key.clone(), version));
+    put(change, &key, &Trace::begin(grant, owner, now))
+}
+
+/// Where the job of a grant is, which knows its owner.
+pub(super) fn owner_keys(cluster: &str, job: u64) -> [String; 2] {
+    [keys::job(cluster, job), keys::finished(cluster, job)]
+}
+
+/// The owner, by what was found there.
+pub(super) fn owner(cluster: &str, job: u64, found: [Option<Versioned>; 2]) -> Result<Option<String>> {
+    let [running, finished] = owner_keys(cluster, job);
+    let at = |key: &str, found: &Option<Versioned>| Ok::<_, crate::error::Error>(read_one::<Job>(key, found.as_ref())?.0);
+    let job = at(&running, &found[0])?.or(at(&finished, &found[1])?);
+    Ok(job.map(|job| job.user))
+}
+
+pub(super) fn open_key(grant: &Grant) -> String {
     let first = grant.spans.first().map_or(0, |span| span.external);
     keys::open_trace(&grant.cluster, &grant.gateway, first)
 }

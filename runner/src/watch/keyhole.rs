@@ -3,12 +3,13 @@
 //! What is installed is listed *before* the store is read: so a rule that a neighbour has just installed is in the store by
 //! then, and is never taken for a stray.
 
+use super::looks::{Schedule, Seen, Watched, seen_apart};
 use crate::cluster::Cluster;
 use crate::domain::grant::{Closing, Grant, GrantState};
-use crate::domain::job::{Job, State};
+use crate::domain::job::Job;
 use crate::domain::ports::Plan;
 use crate::error::{Error, Result};
-use crate::gateway::{Gateway, Installed, Probe, Rule, Target};
+use crate::gateway::{Gateway, Installed, Rule, Target};
 use crate::keyhole::{Keyhole, keeps_ports, rules};
 use crate::logging::id;
 use crate::metrics::metrics;
@@ -35,10 +36,19 @@ pub struct KeyholeWatch {
     silent_since: HashMap<String, Instant>,
     /// The gateways that metrics show.
     shown: BTreeSet<String>,
+    schedule: Schedule,
+    /// How often a cycle comes, and when the last one began.
+    every: Duration,
+    begun: Option<Instant>,
 }
 
 /// After so many cycles in which a gateway did not answer, what is known of its jobs is called stale.
 const SILENCES: u32 = 3;
+/// How often a cycle comes if nobody says.
+const EVERY: Duration = Duration::from_secs(2);
+/// A step that comes so much too early is taken for the one that was meant.
+const SLACK: Duration = Duration::from_millis(20);
+
 impl KeyholeWatch {
     /// The watcher of `cluster`.
     pub fn new(store: Arc<Store>, cluster: Arc<Cluster>, keyhole: Arc<Keyhole>) -> Self {
@@ -51,7 +61,26 @@ impl KeyholeWatch {
             silent_since: HashMap::new(),
             blind: HashMap::new(),
             shown: BTreeSet::new(),
+            schedule: Schedule::default(),
+            every: EVERY,
+            begun: None,
         }
+    }
+
+    /// To be called as often as starting applications are to be looked at: a cycle, if `every` has passed since the last one, or else a look at
+    /// what is due.
+    pub fn step(&mut self, every: Duration) -> Result<()> {
+        self.every = every;
+        let due = self.begun.is_none_or(|begun| begun.elapsed() + SLACK >= every);
+        if due { self.cycle() } else { self.glance() }
+    }
+
+    /// Looks at the applications that may have begun or ceased to listen since, behind gateways that answered in the last cycle.
+    fn glance(&mut self) -> Result<()> {
+        let fresh = self.keyhole.take_fresh(&self.cluster.name);
+        self.schedule.add(fresh, Instant::now());
+        let silent = self.silences.iter().filter(|(_, count)| **count > 0).map(|(address, _)| address.clone()).collect();
+        self.look(false, &silent, false)
     }
 
     /// From the next cycle on, the configuration is this one.
@@ -73,6 +102,9 @@ impl KeyholeWatch {
     /// One look at every gateway, and what follows from it. A gateway that does not answer changes nothing; the others wait for it as
     /// long as a connection or a listing may take.
     pub fn cycle(&mut self) -> Result<()> {
+        self.begun = Some(Instant::now());
+        // What becomes active from now on is in the store, or comes with the next look.
+        let fresh = self.keyhole.take_fresh(&self.cluster.name);
         let installed: Vec<Result<Installed>> = self.on_all_gateways(|gateway| gateway.installed());
         let cluster = Arc::clone(&self.cluster);
         let silent: BTreeSet<&str> =
@@ -90,7 +122,11 @@ impl KeyholeWatch {
         }
         self.tell_of_silence(&keep);
         failure = failure.and(self.move_grants(&keep, &silences, &silent));
-        failure.and(self.look(&keep, &jobs, &silent))
+        self.schedule.follow(&keep, &jobs, Instant::now());
+        self.schedule.add(fresh.into_iter().filter(|grant| keep.iter().all(|kept| kept.job != grant.job)), Instant::now());
+        let silent = silent.into_iter().map(str::to_owned).collect();
+        let looked = self.look(false, &silent, true).and(self.look(true, &silent, true));
+        failure.and(looked)
     }
 
     /// Writes down which gateways do not answer; returns for how long.
@@ -246,42 +282,58 @@ impl KeyholeWatch {
         Ok(ledger.into_iter().map(|(number, block)| (number, rules(&self.cluster.name, &block.forwardings))).collect())
     }
 
-    /// Asks which of the forwarded ports accept connections, one batch per gateway.
-    fn look(&mut self, grants: &[Grant], jobs: &HashMap<u64, Job>, silent: &BTreeSet<&str>) -> Result<()> {
-        let waiting = |grant: &&Grant| {
-            let state = jobs.get(&grant.job).map(|job| job.state);
-            // A gateway that was silent a moment ago is not waited for again.
-            let asked = grant.state == GrantState::Active && !silent.contains(grant.gateway.as_str());
-            asked && matches!(state, Some(State::Running | State::Available))
+    /// Asks which of the forwarded ports that are due accept connections, one batch per gateway; of those that were silent the last time, or
+    ///     /// of all others. A gateway that was silent a moment ago is not waited for again; how often one cannot say who listens is counted in
+    /// cycles.
+    fn look(&mut self, doubtful: bool, silent: &BTreeSet<String>, in_cycle: bool) -> Result<()> {
+        let now = Instant::now();
+        let schedule = &self.schedule;
+        let look = |gateway: &dyn Gateway| {
+            let due = schedule.due(gateway.address(), doubtful, now);
+            if silent.contains(gateway.address()) || due.is_empty() {
+                return Ok(None);
+            }
+            ask(gateway, doubtful, &due).map(Some)
         };
-        let by_gateway =
-            |gateway: &str| grants.iter().filter(waiting).filter(|grant| grant.gateway == gateway).collect::<Vec<_>>();
-        let probes = self.on_all_gateways(|gateway| gateway.probe(&targets(&by_gateway(gateway.address()))));
+        let looks = self.on_all_gateways(look);
         let mut failure = Ok(());
-        for (gateway, probe) in self.cluster.gateways.iter().zip(probes) {
+        let cluster = Arc::clone(&self.cluster);
+        for (gateway, seen) in cluster.gateways.iter().zip(looks) {
             let blind = self.blind.entry(gateway.address().to_owned()).or_default();
-            *blind = if probe.is_err() { blind.saturating_add(1) } else { 0 };
-            match probe {
-                Ok(probe) => {
-                    by_gateway(gateway.address()).into_iter().for_each(|grant| log_failure(grant.job, self.tell(grant, &probe)))
+            match seen {
+                Ok(None) => {}
+                Ok(Some(seen)) => {
+                    *blind = 0;
+                    self.tell_all(&seen);
                 }
-                Err(error) => failure = failure.and(Err(error)),
+                Err(error) => {
+                    *blind = blind.saturating_add(in_cycle.into());
+                    failure = failure.and(Err(error));
+                }
             }
         }
         failure
     }
 
-    fn tell(&self, grant: &Grant, probe: &Probe) -> Result<()> {
-        let listens = accepts(grant, probe);
-        // Silence is no refusal: a host that did not answer keeps the last state.
-        let unclear = !listens && probe.unreachable.contains(&grant.target);
-        let services = listens.then(|| grant.services());
+    fn tell_all(&mut self, seen: &[(u64, Seen)]) {
+        for (grant, seen) in self.schedule.note(seen, self.every, Instant::now()) {
+            let told = self.tell(&grant, seen);
+            if told.is_err() {
+                self.schedule.forget(grant.job);
+            }
+            log_failure(grant.job, told);
+        }
+    }
+
+    fn tell(&self, grant: &Grant, seen: Seen) -> Result<()> {
+        let services = (seen == Seen::Listens).then(|| grant.services());
         let before = std::cell::Cell::new(None);
         let after = self.store.update_job(&grant.cluster, grant.job, "tell-listening", |job| {
             before.set(Some(job.state));
-            match unclear {
-                true => job.gateway_is_silent(&format!("{} does not answer the gateway", grant.target)),
-                false => job.listens(services.clone(), Timestamp::now()),
+            match seen {
+                // It keeps the last state.
+                Seen::Silent => job.gateway_is_silent(&format!("{} does not answer the gateway", grant.target)),
+                Seen::Listens | Seen::Closed => job.listens(services.clone(), Timestamp::now()),
             }
         })?;
         if let Some(job) = after.filter(|job| Some(job.state) != before.get()) {
@@ -329,14 +381,20 @@ fn differing(wanted: &BTreeMap<u16, BTreeSet<Rule>>, installed: &BTreeMap<u16, B
     all.into_iter().filter(|block| wanted.get(block).unwrap_or(&none) != installed.get(block).unwrap_or(&none)).collect()
 }
 
-fn targets(grants: &[&Grant]) -> Vec<Target> {
-    let spans = grants.iter().flat_map(|grant| grant.spans.iter().map(move |span| (grant, span)));
-    spans.map(|(grant, span)| Target { host: grant.target.clone(), ports: span.internal_range() }).collect()
-}
-
-fn accepts(grant: &Grant, probe: &Probe) -> bool {
-    let mut ports = grant.spans.iter().flat_map(|span| span.internal_range().ports());
-    ports.any(|port| probe.open.contains(&(grant.target.clone(), port)))
+/// What is seen of these jobs of a gateway.
+fn ask(gateway: &dyn Gateway, apart: bool, due: &[&Watched]) -> Result<Vec<(u64, Seen)>> {
+    let begun = Instant::now();
+    let targets: Vec<Target> = due.iter().flat_map(|watched| watched.targets()).collect();
+    let seen = match apart {
+        true => seen_apart(due, &gateway.probe_apart(&targets)?),
+        false => {
+            let probe = gateway.probe(&targets)?;
+            due.iter().map(|watched| (watched.grant.job, watched.seen(&probe))).collect()
+        }
+    };
+    let (jobs, ms) = (due.len(), begun.elapsed().as_millis());
+    log::debug!("gateway {}: looked at the ports of {jobs} jobs in {ms} ms", gateway.address());
+    Ok(seen)
 }
 
 #[cfg(test)]

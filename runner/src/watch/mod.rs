@@ -4,6 +4,7 @@
 pub mod jobs;
 pub mod keyhole;
 mod lead;
+mod looks;
 
 use crate::error::Result;
 use crate::logging::id;
