@@ -35,7 +35,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
 use self::crowd::Crowd;
-use self::hosts::Ahead;
+use self::hosts::{Ahead, Lookout};
 use self::patience::Patience;
 pub use self::rules::rules;
 use self::search::Search;
@@ -61,6 +61,8 @@ pub struct Keyhole {
     patience: Arc<Patience>,
     /// By cluster and gateway.
     crowds: Arc<Mutex<HashMap<(String, String), Arc<Crowd>>>>,
+    /// By cluster.
+    lookouts: Arc<Mutex<HashMap<String, Arc<Lookout>>>>,
     nodes: Arc<Mutex<HashSet<String>>>,
     fresh: Arc<Mutex<Vec<Grant>>>,
 }
@@ -94,6 +96,7 @@ impl Keyhole {
             lines: Arc::new(Seldom::bursts_of(LINES)),
             patience: Arc::default(),
             crowds: Arc::default(),
+            lookouts: Arc::default(),
             nodes: Arc::default(),
             fresh: Arc::default(),
         }
@@ -109,6 +112,7 @@ impl Keyhole {
             lines: Arc::clone(&self.lines),
             patience: Arc::clone(&self.patience),
             crowds: Arc::clone(&self.crowds),
+            lookouts: Arc::clone(&self.lookouts),
             nodes: Arc::clone(&self.nodes),
             fresh: Arc::clone(&self.fresh),
             ..Self::new(Arc::clone(&self.store), clusters, max_ports, static_forwarding)

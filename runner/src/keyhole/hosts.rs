@@ -8,13 +8,22 @@ use crate::error::{Error, Result};
 use crate::gateway::Gateway;
 use crate::logging::id;
 use crate::scheduler::Wanted;
+use crate::together::Together;
 use jiff::Timestamp;
 use keyhole_protocol::Request;
 use std::collections::BTreeSet;
 use std::net::IpAddr;
-use std::sync::PoisonError;
+use std::sync::{Arc, PoisonError};
 use std::thread;
+use std::time::{Duration, Instant};
 
+/// Looks at one scheduler, as [`Keyhole`] shares them.
+pub(super) type Lookout = Together<Wanted, Arc<Vec<Seen>>>;
+
+/// How many jobs are asked for in one look at the scheduler, how many looks are under way at once, and how long a request waits for one.
+const MOST: usize = 64;
+const LOOKS: usize = 2;
+const PATIENCE: Duration = Duration::from_secs(45);
 /// Nodes of which we remember that the scheduler has named them.
 const KNOWN_NODES: usize = 50_000;
 
@@ -44,8 +53,8 @@ fn judge(seen: &Seen, request: &Request) -> Verdict {
 impl Keyhole {
     /// The hosts must be the job's own, and the run the present one, as the scheduler says now.
     pub(super) fn check_hosts(&self, cluster: &Cluster, job: &Job, request: &Request, peer: IpAddr) -> Result<()> {
-        let seen = cluster.scheduler.look(&[Wanted::from(job)])?;
-        let Some(seen) = seen.iter().find(|seen| job.is(seen)) else {
+        let all = self.look_together(cluster, job)?;
+        let Some(seen) = all.iter().find(|seen| job.is(seen)) else {
             self.patience.asked_early(job.id);
             return Err(Error::unavailable("the scheduler does not show the job yet; try again"));
         };
@@ -63,6 +72,19 @@ impl Keyhole {
         self.remember_nodes(cluster, &seen.nodes);
         self.store.update_job(&job.cluster, job.id, "observe", |job| job.observe(seen, Timestamp::now()))?;
         Ok(())
+    }
+
+    /// What the scheduler shows of a job, and of others that are asked for at the same time.
+    fn look_together(&self, cluster: &Cluster, job: &Job) -> Result<Arc<Vec<Seen>>> {
+        let lookout = {
+            let mut lookouts = self.lookouts.lock().unwrap_or_else(PoisonError::into_inner);
+            let new = || Arc::new(Together::of_at_most(MOST).batches_at_once(LOOKS));
+            Arc::clone(lookouts.entry(cluster.name.clone()).or_insert_with(new))
+        };
+        lookout.call(Wanted::from(job), Instant::now() + PATIENCE, |wanted| {
+            let seen = Arc::new(cluster.scheduler.look(wanted)?);
+            Ok(vec![seen; wanted.len()])
+        })
     }
 
     /// The same, and meanwhile a look for ports: the answers of scheduler and gateway take about as long. Only at nodes that the scheduler has

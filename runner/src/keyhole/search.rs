@@ -206,9 +206,8 @@ impl Search<'_> {
         };
         let more = if round == 0 { 0 } else { wanted / 4 + 4 };
         // A job that begins anew wants what it has just given back.
-        let choose = |reserved: &PortSet| {
-            candidates(window, wanted + more, |port| unusable(port) || (planned && reserved.contains(port)))
-        };
+        let choose =
+            |reserved: &PortSet| candidates(window, wanted + more, |port| unusable(port) || (planned && reserved.contains(port)));
         Ok(self.crowd.places.reserve(choose))
     }
 
