@@ -46,6 +46,9 @@ const LINES: u32 = 8;
 /// Fresh grants that wait for a watcher at most; it finds the others by itself.
 const MOST_FRESH: usize = 10_000;
 
+/// By cluster and gateway.
+type Crowds = HashMap<(String, String), Arc<Crowd>>;
+
 /// The verbs.
 pub struct Keyhole {
     store: Arc<Store>,
@@ -59,8 +62,7 @@ pub struct Keyhole {
     refusals: Arc<Mutex<BTreeMap<&'static str, u64>>>,
     lines: Arc<Seldom<(&'static str, IpAddr)>>,
     patience: Arc<Patience>,
-    /// By cluster and gateway.
-    crowds: Arc<Mutex<HashMap<(String, String), Arc<Crowd>>>>,
+    crowds: Arc<Mutex<Crowds>>,
     /// By cluster.
     lookouts: Arc<Mutex<HashMap<String, Arc<Lookout>>>>,
     nodes: Arc<Mutex<HashSet<String>>>,

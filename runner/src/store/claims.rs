@@ -120,7 +120,7 @@ impl Store {
     pub fn ledger(&self, cluster: &str, gateway: &str, blocks: &BTreeSet<u16>, nodes: &[String]) -> Result<Ledger> {
         let buckets = buckets(nodes);
         let wanted = Ledger::keys(cluster, gateway, blocks, &buckets);
-        let mut found = self.backend.get(&wanted)?.into_iter();
+        let mut found = self.recent_all(&wanted)?.into_iter();
         Ledger::read(cluster, gateway, blocks, &buckets, &mut found)
     }
 
@@ -150,7 +150,7 @@ impl Store {
         wanted.push(keys::drain(cluster, gateway));
         wanted.extend(grants.iter().flat_map(|grant| [keys::grant(cluster, grant.job), open_key(grant)]));
         wanted.extend(grants.iter().flat_map(|grant| owner_keys(cluster, grant.job)));
-        let mut found = self.get_all(&wanted)?.into_iter();
+        let mut found = self.recent_all(&wanted)?.into_iter();
         let mut ledger = Ledger::read(cluster, gateway, &blocks, &buckets, &mut found)?;
         let mut next = || found.next().ok_or_else(too_few);
         let mut change = Change::default();
@@ -277,7 +277,7 @@ impl Store {
             }
             ledger.add(to);
             let mut change = Change { expect: vec![(key.clone(), version)], ..Change::default() };
-            let drained = self.get_all(&[keys::drain(&to.cluster, &to.gateway)])?.pop().flatten();
+            let drained = self.recent_all(&[keys::drain(&to.cluster, &to.gateway)])?.pop().flatten();
             expect_open(&to.cluster, &to.gateway, drained.as_ref(), &mut change)?;
             put(&mut change, &key, &Grant { version: GRANT_VERSION, ..to.clone() })?;
             ledger.write(&to.cluster, &mut change)?;
@@ -319,12 +319,13 @@ impl Store {
     }
 
     /// Any number of keys; not all at one moment if they are many.
-    pub(super) fn get_all(&self, wanted: &[String]) -> Result<Vec<Option<Versioned>>> {
-        let mut all = Vec::with_capacity(wanted.len());
-        for chunk in wanted.chunks(KEYS_AT_ONCE) {
-            all.extend(self.backend.get(chunk)?);
-        }
-        Ok(all)
+    fn get_all(&self, wanted: &[String]) -> Result<Vec<Option<Versioned>>> {
+        in_chunks(wanted, |chunk| self.backend.get(chunk))
+    }
+
+    /// The same, in the way of [`recent`](Self::recent).
+    pub(super) fn recent_all(&self, wanted: &[String]) -> Result<Vec<Option<Versioned>>> {
+        in_chunks(wanted, |chunk| self.recent(chunk))
     }
 }
 
@@ -346,6 +347,11 @@ fn expect_open(cluster: &str, gateway: &str, drain: Option<&Versioned>, change: 
     }
     change.expect.push((keys::drain(cluster, gateway), 0));
     Ok(())
+}
+
+fn in_chunks(wanted: &[String], get: impl Fn(&[String]) -> Result<Vec<Option<Versioned>>>) -> Result<Vec<Option<Versioned>>> {
+    let chunks = wanted.chunks(KEYS_AT_ONCE).map(get).collect::<Result<Vec<_>>>()?;
+    Ok(chunks.into_iter().flatten().collect())
 }
 
 fn too_few() -> Error {

@@ -25,7 +25,7 @@ impl Store {
         let of_one =
             |gateway: &&str| [keys::load(cluster, gateway), keys::silent(cluster, gateway), keys::drain(cluster, gateway)];
         let keys: Vec<[String; 3]> = gateways.iter().map(of_one).collect();
-        let found = self.get_all(&keys.concat())?;
+        let found = self.recent_all(&keys.concat())?;
         let condition = |(keys, found): (&[String; 3], &[Option<Versioned>])| {
             let [load, silence, drain] = found else { return Err(Error::internal("the database answered with too few values")) };
             Ok(Condition {

@@ -28,7 +28,7 @@ pub struct Answer {
 impl Store {
     /// Adds to `change` that these ports lead to their job from now on.
     pub(super) fn begin_trace_of(&self, grant: &Grant, change: &mut Change) -> Result<()> {
-        let before = self.get_all(&[open_key(grant)])?.pop().flatten();
+        let before = self.recent_all(&[open_key(grant)])?.pop().flatten();
         begin_trace(grant, self.owner_of(grant)?, before, change)
     }
 
@@ -54,7 +54,7 @@ impl Store {
     }
 
     fn owner_of(&self, grant: &Grant) -> Result<Option<String>> {
-        let found = self.get_all(&owner_keys(&grant.cluster, grant.job))?.try_into();
+        let found = self.recent_all(&owner_keys(&grant.cluster, grant.job))?.try_into();
         found.map_or(Ok(None), |found| owner(&grant.cluster, grant.job, found))
     }
 
