@@ -28,6 +28,10 @@ const UNSEEN: [(char, char); 21] = [
 
 /// The same text on one line, everything in it visible: control and format characters are escaped as in Rust's literals.
 pub fn printable(text: &str) -> String {
+    // Nearly all of it is plain, and every line of the log comes by here.
+    if text.bytes().all(|byte| matches!(byte, b' '..=b'~')) {
+        return text.to_owned();
+    }
     let mut visible = String::with_capacity(text.len());
     for c in text.chars() {
         if c.is_control() || is_unseen(c) {

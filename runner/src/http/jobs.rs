@@ -12,6 +12,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::jobs::{JobView, Jobs, NewJob};
 use crate::live::Live;
 use crate::vitals::Vitals;
+use jiff::fmt::temporal::DateTimePrinter;
 use serde_json::{Map, Value, json};
 use std::sync::Arc;
 
@@ -19,6 +20,9 @@ pub use super::credentials::API_USER;
 
 /// All variables of a job together, those that its template has no use for among them: they are kept as long as the job is.
 const MOST_VARIABLE_BYTES: usize = 32 << 10;
+
+/// Times are in UTC, with seconds.
+const TIME: DateTimePrinter = DateTimePrinter::new().precision(Some(0));
 
 /// The API on the verbs of [`Jobs`].
 pub struct Api {
@@ -212,7 +216,7 @@ pub fn job_object(view: &JobView) -> Value {
         ("available-at", job.available_at),
         ("finished-at", job.finished_at),
     ] {
-        add(name, time.map(|time| time.strftime("%Y-%m-%dT%H:%M:%SZ").to_string()).into());
+        add(name, time.map(|time| TIME.timestamp_to_string(&time)).into());
     }
     object.into()
 }
@@ -263,7 +267,8 @@ mod tests {
 
     #[test]
     fn a_job_object_has_every_member_that_front_ends_rely_on_and_no_token() {
-        let job = Job { id: 17, token: Some("secret".into()), submitted_at: Some(jiff::Timestamp::UNIX_EPOCH), ..Job::default() };
+        let job =
+            Job { id: 17, token: Some("secret".into()), submitted_at: "1970-01-01T00:00:00.999Z".parse().ok(), ..Job::default() };
         let object = job_object(&JobView { job, observed_at: None, stale: None });
         for member in ["job-id", "batch-script", "uid", "state", "services", "details", "scheduler-job-id", "outcome", "message"]
         {

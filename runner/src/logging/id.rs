@@ -13,6 +13,7 @@ const LONGEST: usize = 64;
 
 thread_local! {
     static CURRENT: RefCell<Option<Work>> = const { RefCell::new(None) };
+    static CHANCE: RefCell<Chance> = const { RefCell::new(Chance { bytes: [0; 16 * 16], left: 0 }) };
 }
 
 /// An id.
@@ -28,13 +29,34 @@ pub struct Work {
 
 /// A new one: 16 letters and digits, by chance.
 pub fn fresh() -> Id {
-    static COUNT: AtomicU64 = AtomicU64::new(0);
-    let mut bytes = [0; 16];
-    if getrandom::fill(&mut bytes).is_err() {
-        // An id that can be guessed is still an id.
-        bytes[8..].copy_from_slice(&COUNT.fetch_add(1, Ordering::Relaxed).to_be_bytes());
+    let bytes = CHANCE.with_borrow_mut(Chance::take);
+    let letters = bytes.map(|byte| LETTERS[usize::from(byte % 32)]);
+    // They are ASCII.
+    std::str::from_utf8(&letters).unwrap_or_default().into()
+}
+
+/// Bytes by chance, drawn from the system for many ids at once.
+struct Chance {
+    bytes: [u8; 16 * 16],
+    left: usize,
+}
+
+impl Chance {
+    fn take(&mut self) -> [u8; 16] {
+        static COUNT: AtomicU64 = AtomicU64::new(0);
+        if self.left == 0 {
+            self.left = self.bytes.len();
+            if getrandom::fill(&mut self.bytes).is_err() {
+                // An id that can be guessed is still an id.
+                self.left = 16;
+                self.bytes[8..16].copy_from_slice(&COUNT.fetch_add(1, Ordering::Relaxed).to_be_bytes());
+            }
+        }
+        self.left -= 16;
+        let mut taken = [0; 16];
+        taken.copy_from_slice(&self.bytes[self.left..self.left + 16]);
+        taken
     }
-    bytes.iter().map(|byte| char::from(LETTERS[usize::from(byte % 32)])).collect::<String>().into()
 }
 
 /// The id that a client chose, if it is one: 1 to 64 of letters, digits and `.` `_` `-`.

@@ -10,7 +10,7 @@ use serde_json::{Map, json};
 pub(super) fn object(record: &Record, id: Option<&str>, now: Timestamp) -> String {
     let mut members = Map::new();
     let mut add = |name: &str, value: serde_json::Value| drop(members.insert(name.to_owned(), value));
-    add("time", now.strftime("%Y-%m-%dT%H:%M:%S%.3fZ").to_string().into());
+    add("time", super::TIME.timestamp_to_string(&now).into());
     add("level", super::level(record.level()).into());
     add("target", record.target().into());
     add("message", printable(&record.args().to_string()).into());

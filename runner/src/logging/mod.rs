@@ -6,6 +6,8 @@ mod json;
 
 use crate::domain::text::printable;
 use crate::metrics::metrics;
+use jiff::Timestamp;
+use jiff::fmt::temporal::DateTimePrinter;
 use log::{Level, Record};
 use std::io::Write;
 use std::str::FromStr;
@@ -14,6 +16,9 @@ use std::str::FromStr;
 pub const ACCESS: &str = "access";
 /// The target of the lines about commands on other machines.
 pub const SSH: &str = "ssh";
+
+/// Times are in UTC, with milliseconds.
+const TIME: DateTimePrinter = DateTimePrinter::new().precision(Some(3));
 
 /// Who reads the log.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -66,12 +71,12 @@ fn line(record: &Record, format: Format, journal: bool) -> String {
     let priority = if journal { priority(record.level()) } else { "" };
     let id = id::current();
     if format == Format::Json {
-        return format!("{priority}{}", json::object(record, id.as_deref(), jiff::Timestamp::now()));
+        return format!("{priority}{}", json::object(record, id.as_deref(), Timestamp::now()));
     }
     let message = printable(&record.args().to_string());
     let id = id.map(|id| format!(" [{id}]")).unwrap_or_default();
-    let time = if journal { String::new() } else { jiff::Timestamp::now().strftime("%Y-%m-%dT%H:%M:%S%.3fZ ").to_string() };
-    format!("{priority}{time}{:<5} {message}{id}", record.level())
+    let (time, gap) = if journal { (String::new(), "") } else { (TIME.timestamp_to_string(&Timestamp::now()), " ") };
+    format!("{priority}{time}{gap}{:<5} {message}{id}", record.level())
 }
 
 fn level(level: Level) -> &'static str {
