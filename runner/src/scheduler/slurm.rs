@@ -15,6 +15,7 @@ use crate::domain::shell;
 use crate::domain::user::{User, parse_passwd};
 use crate::error::{Error, ErrorKind, Result};
 use crate::ssh::Node;
+use crate::together::Together;
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -35,6 +36,8 @@ pub struct Slurm {
     nodes: Vec<CommandNode>,
     with_groups: bool,
     users: Mutex<HashMap<String, (Instant, User)>>,
+    /// Looks at single jobs, made together.
+    looks: Together<Wanted, Vec<Seen>>,
 }
 
 struct CommandNode {
@@ -46,7 +49,17 @@ impl Slurm {
     /// Slurm behind `nodes`, which are tried in this order. `with_groups`: also ask for the groups of accounts.
     pub fn new(nodes: Vec<Arc<Node>>, with_groups: bool) -> Self {
         let nodes = nodes.into_iter().map(|node| CommandNode { node, rests_until: Mutex::new(None) }).collect();
-        Self { nodes, with_groups, users: Mutex::new(HashMap::new()) }
+        Self { nodes, with_groups, users: Mutex::new(HashMap::new()), looks: Together::of_at_most(squeue::NAMES_PER_CALL) }
+    }
+
+    fn look_at(&self, wanted: &[Wanted]) -> Result<Vec<Seen>> {
+        self.on_first("exec sh", squeue::details_script(wanted).as_bytes(), LOOK_LIMIT, squeue::judge_squeue)
+    }
+
+    /// The look that a waiting caller gets begins after its call, so it is as fresh as one of its own.
+    fn look_with_others(&self, wanted: &Wanted) -> Result<Vec<Seen>> {
+        let together = |batch: &[Wanted]| self.look_at(batch).map(|seen| squeue::shares(batch, &seen));
+        self.looks.call(wanted.clone(), Instant::now() + LOOK_LIMIT * 2, together).map_err(as_nothing_done)
     }
 
     /// The nodes in the order to try them: those that failed a short while ago come last.
@@ -62,11 +75,7 @@ impl Slurm {
     }
 
     fn on_first_by<T>(&self, run: impl Fn(&Node) -> Result<Output>, judge: impl Fn(&Output) -> Result<T>) -> Result<T> {
-        let run = |node: &Node| match run(node) {
-            Err(error) if error.kind == ErrorKind::Unknown => Err(Error { kind: ErrorKind::Unavailable, ..error }),
-            result => result,
-        };
-        self.first_answer(run, judge)
+        self.first_answer(|node| run(node).map_err(as_nothing_done), judge)
     }
 
     /// Runs a command on the first node that can: `judge` says what an answer is worth, and `Unavailable` sends us to the
@@ -95,6 +104,14 @@ impl Slurm {
     }
 }
 
+/// What may be repeated may as well not have happened.
+fn as_nothing_done(error: Error) -> Error {
+    match error.kind {
+        ErrorKind::Unknown => Error { kind: ErrorKind::Unavailable, ..error },
+        _ => error,
+    }
+}
+
 impl CommandNode {
     fn rest(&self) {
         *self.rests_until.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now() + REST);
@@ -117,10 +134,12 @@ impl Scheduler for Slurm {
     }
 
     fn look(&self, wanted: &[Wanted]) -> Result<Vec<Seen>> {
-        if wanted.is_empty() {
-            return Ok(Vec::new());
+        match wanted {
+            [] => Ok(Vec::new()),
+            // A crowd of jobs that ask for their ports, each on its own.
+            [one] => self.look_with_others(one),
+            many => self.look_at(many),
         }
-        self.on_first("exec sh", squeue::details_script(wanted).as_bytes(), LOOK_LIMIT, squeue::judge_squeue)
     }
 
     fn overview(&self) -> Result<HashMap<String, String>> {

@@ -12,7 +12,7 @@ use std::collections::HashMap;
 use std::fmt::Write;
 
 /// Names per `squeue`: one argument of a program holds 128 KiB, and the longest name of ours has 39 bytes.
-const NAMES_PER_CALL: usize = 3000;
+pub(super) const NAMES_PER_CALL: usize = 3000;
 /// What we read from `squeue`, in this order; what follows goes into the job's details as it is. The names and this way of writing the
 /// format are the same from Slurm 22.05 to today's.
 const FIELDS: [&str; 24] = [
@@ -126,6 +126,12 @@ fn overview_line(line: &str) -> Option<(String, String)> {
 
 fn is_id(word: &str) -> bool {
     !word.is_empty() && word.bytes().all(|byte| byte.is_ascii_digit())
+}
+
+/// What one look at several jobs shows of each.
+pub(super) fn shares(wanted: &[Wanted], seen: &[Seen]) -> Vec<Vec<Seen>> {
+    let of = |wanted: &Wanted| seen.iter().filter(|seen| seen.name == wanted.name).cloned().collect();
+    wanted.iter().map(of).collect()
 }
 
 /// The lines of a complete answer.

@@ -177,6 +177,16 @@ fn a_look_by_id_knows_a_job_that_slurm_has_forgotten_from_a_squeue_that_failed()
 }
 
 #[test]
+fn of_a_look_that_was_made_together_each_gets_what_has_the_name() {
+    let named = |name: &str| Wanted { name: name.into(), scheduler_job_id: None };
+    let seen = |id: &str, name: &str| Seen { scheduler_job_id: id.into(), name: name.into(), ..parse_line(LINE).unwrap() };
+    let all = [seen("1", "bwvisu-1-a"), seen("2", "bwvisu-2-b"), seen("3", "bwvisu-1-a")];
+    let shares = shares(&[named("bwvisu-2-b"), named("bwvisu-1-a"), named("bwvisu-9-z")], &all);
+    let ids = |share: &Vec<Seen>| share.iter().map(|seen| seen.scheduler_job_id.clone()).collect::<Vec<_>>().join(" ");
+    assert_eq!(shares.iter().map(ids).collect::<Vec<_>>(), ["2", "1 3", ""]);
+}
+
+#[test]
 fn an_overview_is_believed_as_a_whole_or_not_at_all() {
     let first = "12|alice|RUNNING|1|2026-11-22T01:36:15|None|c[0-1]|";
     let second = "13|bob|PENDING|0|2026-11-22T01:36:15|Resources||";
