@@ -22,6 +22,7 @@ mod search;
 use crate::cluster::Cluster;
 use crate::domain::grant::{Former, Grant, GrantState};
 use crate::domain::job::{Job, State};
+use crate::domain::summary::Summary;
 use crate::error::{Error, ErrorKind, Result};
 use crate::gateway::Gateway;
 use crate::metrics::metrics;
@@ -390,7 +391,7 @@ fn answer(grant: &Grant, nonce: Nonce, token: &Token) -> Answer {
 }
 
 /// Whether a grant's forwardings should be there at all.
-pub fn keeps_ports(grant: &Grant, job: Option<&Job>) -> bool {
+pub fn keeps_ports(grant: &Grant, job: Option<&Summary>) -> bool {
     // Submitted again means that the scheduler started it anew: each run asks for itself.
     job.is_some_and(|job| !matches!(job.state, State::Finished | State::Submitted) && grant.run >= job.run)
 }

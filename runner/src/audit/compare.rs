@@ -4,6 +4,7 @@ use super::{Disagreement, GatewaySnapshot, Snapshot};
 use crate::domain::grant::{Forwarding, Grant, GrantState};
 use crate::domain::job::{Job, Phase, Seen, State};
 use crate::domain::ports::{PortRange, Span};
+use crate::domain::summary::Summary;
 use crate::gateway::{Installed, Rule};
 use crate::keyhole::{keeps_ports, rules};
 use jiff::SignedDuration;
@@ -87,7 +88,7 @@ fn twice(snapshot: &Snapshot, seen: &[Seen], add: &mut impl FnMut(&'static str, 
 fn grants(snapshot: &Snapshot, add: &mut impl FnMut(&'static str, String)) {
     let job = |id: u64| snapshot.jobs.iter().find(|job| job.id == id);
     for grant in &snapshot.grants {
-        if !keeps_ports(grant, job(grant.job)) {
+        if !keeps_ports(grant, job(grant.job).map(Summary::from).as_ref()) {
             add("grant-without-job", format!("job {} does not run, and has ports on {}", grant.job, grant.gateway));
         }
         if grant.state == GrantState::Moving {

@@ -1,6 +1,7 @@
 //! Of a job, what its watchers go by: small, so that all of them are at hand.
 
 use super::job::{Job, Seen, State};
+use jiff::Timestamp;
 use serde::Deserialize;
 
 /// The part of a [`Job`] that says where it is, and which of the scheduler's jobs it is.
@@ -21,6 +22,12 @@ pub struct Summary {
     pub cancel_requested: bool,
     /// How often the scheduler has started it again.
     pub run: u32,
+    /// Why nobody can say whether users get through at present; nothing while its gateway answers.
+    pub gateway_trouble: Option<String>,
+    /// When it was first seen running.
+    pub started_at: Option<Timestamp>,
+    /// When a forwarded port first accepted a connection.
+    pub available_at: Option<Timestamp>,
 }
 
 impl Default for Summary {
@@ -39,6 +46,9 @@ impl From<&Job> for Summary {
             state: job.state,
             cancel_requested: job.cancel_requested,
             run: job.run,
+            gateway_trouble: job.gateway_trouble.clone(),
+            started_at: job.started_at,
+            available_at: job.available_at,
         }
     }
 }

@@ -9,6 +9,7 @@ use crate::error::{Error, Result};
 use jiff::Timestamp;
 use serde::de::DeserializeOwned;
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 /// The most keys of one read, and of one change.
 const KEYS_AT_ONCE: usize = 100;
@@ -182,6 +183,12 @@ impl Store {
     /// All grants of a cluster.
     pub fn grants(&self, cluster: &str) -> Result<Vec<Grant>> {
         self.scan(&keys::grants(cluster))
+    }
+
+    /// The same for whoever asks again and again.
+    pub fn kept_grants(&self, cluster: &str) -> Result<Vec<Arc<Grant>>> {
+        let prefix = keys::grants(cluster);
+        self.grants.read(&prefix, &self.backend.scan(&prefix)?)
     }
 
     /// Changes a grant without touching its ports. Returns it as it is now, if it is still there.

@@ -22,6 +22,7 @@ pub use gateways::Condition;
 pub use jobs::{Created, GivenUp, Owner, RepeatKey, Repeatable};
 pub use trail::Answer as TrailAnswer;
 
+use crate::domain::grant::Grant;
 use crate::domain::summary::Summary;
 use crate::effect;
 use crate::error::{Error, Result};
@@ -105,12 +106,18 @@ pub struct Store {
     /// Takes turns where threads of one program would only defeat each other's changes.
     turns: Turns,
     summaries: memo::Memo<Summary>,
+    grants: memo::Memo<Grant>,
 }
 
 impl Store {
     /// The verbs on `backend`.
     pub fn new(backend: Box<dyn Backend>) -> Self {
-        Self { backend: Box::new(measured::Measured(backend)), turns: Turns::default(), summaries: memo::Memo::default() }
+        Self {
+            backend: Box::new(measured::Measured(backend)),
+            turns: Turns::default(),
+            summaries: memo::Memo::default(),
+            grants: memo::Memo::default(),
+        }
     }
 
     /// Takes or keeps the lead of `role`; see [`Backend::lead`].

@@ -8,6 +8,7 @@ use crate::cluster::Cluster;
 use crate::domain::grant::{Closing, Grant, GrantState};
 use crate::domain::job::Job;
 use crate::domain::ports::Plan;
+use crate::domain::summary::Summary;
 use crate::error::{Error, Result};
 use crate::gateway::{Gateway, Installed, Rule, Target};
 use crate::keyhole::{Keyhole, keeps_ports, rules};
@@ -111,8 +112,9 @@ impl KeyholeWatch {
             cluster.gateways.iter().zip(&installed).filter(|(_, i)| i.is_err()).map(|(g, _)| g.address()).collect();
         let silences = self.note_silences(&installed)?;
         // Before the jobs: a job that has just been seen running is not taken for the one that waited when it asked.
-        let grants = self.store.grants(&cluster.name)?;
-        let jobs: HashMap<u64, Job> = self.store.active_jobs(&cluster.name)?.into_iter().map(|job| (job.id, job)).collect();
+        let grants = self.store.kept_grants(&cluster.name)?;
+        let jobs: HashMap<u64, Arc<Summary>> =
+            self.store.summaries(&cluster.name)?.into_iter().map(|job| (job.id, job)).collect();
         let keep = self.end_grants(grants, &jobs);
         self.finish_closings(&silent)?;
         let mut failure = Ok(());
@@ -182,9 +184,10 @@ impl KeyholeWatch {
     }
 
     /// Gives up the forwardings of jobs that have ended or wait again; returns the grants that stay.
-    fn end_grants(&self, grants: Vec<Grant>, jobs: &HashMap<u64, Job>) -> Vec<Grant> {
-        let stays = |grant: &Grant| grant.state != GrantState::Closing && keeps_ports(grant, jobs.get(&grant.job));
-        let (keep, end): (Vec<Grant>, Vec<Grant>) = grants.into_iter().partition(stays);
+    fn end_grants(&self, grants: Vec<Arc<Grant>>, jobs: &HashMap<u64, Arc<Summary>>) -> Vec<Arc<Grant>> {
+        let job = |grant: &Grant| jobs.get(&grant.job).map(AsRef::as_ref);
+        let stays = |grant: &Arc<Grant>| grant.state != GrantState::Closing && keeps_ports(grant, job(grant));
+        let (keep, end): (Vec<_>, Vec<_>) = grants.into_iter().partition(stays);
         for grant in &end {
             log_failure(grant.job, self.end_grant(grant, jobs.contains_key(&grant.job)));
         }
@@ -217,7 +220,7 @@ impl KeyholeWatch {
     }
 
     /// Moves forwardings away from gateways that are down or not configured any more, and ends the moves that were cut off.
-    fn move_grants(&self, keep: &[Grant], silences: &HashMap<String, Duration>, silent: &BTreeSet<&str>) -> Result<()> {
+    fn move_grants(&self, keep: &[Arc<Grant>], silences: &HashMap<String, Duration>, silent: &BTreeSet<&str>) -> Result<()> {
         let down_for = |gateway: &str| match self.cluster.gateway(gateway) {
             Some(_) => silences.get(gateway).copied(),
             None => Some(Duration::MAX),
@@ -225,21 +228,25 @@ impl KeyholeWatch {
         let failed = |grant: &Grant| grant.state == GrantState::Moving && self.keyhole.rests(&grant.gateway);
         let down =
             |grant: &Grant| failed(grant) || down_for(&grant.gateway).is_some_and(|time| time >= self.cluster.gateway_down);
-        let stranded = keep.iter().filter(|grant| grant.state != GrantState::Claimed && down(grant)).collect::<Vec<_>>();
+        let stranded = keep
+            .iter()
+            .map(AsRef::as_ref)
+            .filter(|grant: &&Grant| grant.state != GrantState::Claimed && down(grant))
+            .collect::<Vec<_>>();
         let mut failure = Ok(());
         if !stranded.is_empty() && self.cluster.gateways.iter().any(|gateway| !silent.contains(gateway.address())) {
             failure = self.keyhole.move_away(&self.cluster, &stranded);
         }
         for gateway in self.cluster.gateways.iter().filter(|gateway| !silent.contains(gateway.address())) {
-            let here = |grant: &&Grant| grant.state == GrantState::Moving && grant.gateway == gateway.address();
-            let cut_off: Vec<Grant> = keep.iter().filter(here).cloned().collect();
+            let here = |grant: &&Arc<Grant>| grant.state == GrantState::Moving && grant.gateway == gateway.address();
+            let cut_off: Vec<Grant> = keep.iter().filter(here).map(|grant| Grant::clone(grant)).collect();
             failure = failure.and(self.keyhole.finish_moves(&self.cluster, gateway.as_ref(), &cut_off));
         }
         failure
     }
 
     /// What is known of jobs behind a gateway that has been silent for a while is no longer fresh.
-    fn tell_of_silence(&self, grants: &[Grant]) {
+    fn tell_of_silence(&self, grants: &[Arc<Grant>]) {
         for grant in grants {
             let blind = self.blind.get(&grant.gateway).is_some_and(|count| *count >= SILENCES);
             let reason = match self.silences.get(&grant.gateway) {
@@ -255,7 +262,7 @@ impl KeyholeWatch {
     }
 
     /// Makes what is installed be what the ledger says, where it differs.
-    fn mend(&mut self, gateway: &dyn Gateway, installed: &Installed, grants: &[Grant]) -> Result<()> {
+    fn mend(&mut self, gateway: &dyn Gateway, installed: &Installed, grants: &[Arc<Grant>]) -> Result<()> {
         let wanted = self.wanted(gateway)?;
         let mut wrong = differing(&wanted, &installed.blocks);
         if !installed.ready {
@@ -365,7 +372,7 @@ fn log_failure(job: u64, result: Result<()>) {
 }
 
 /// The blocks in which a rule is missing that was installed for certain.
-fn lost(wanted: &BTreeMap<u16, BTreeSet<Rule>>, installed: &Installed, grants: &[Grant]) -> BTreeSet<u16> {
+fn lost(wanted: &BTreeMap<u16, BTreeSet<Rule>>, installed: &Installed, grants: &[Arc<Grant>]) -> BTreeSet<u16> {
     let sure: BTreeSet<u64> = grants.iter().filter(|grant| grant.state == GrantState::Active).map(|grant| grant.job).collect();
     let missing = |block: &u16, rule: &Rule| installed.blocks.get(block).is_none_or(|there| !there.contains(rule));
     let in_block = |(block, rules): (&u16, &BTreeSet<Rule>)| {

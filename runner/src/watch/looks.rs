@@ -3,10 +3,12 @@
 //! A look costs a gateway about as much as connecting to each port; all that are due are looked at in one batch for each gateway.
 
 use crate::domain::grant::{Grant, GrantState};
-use crate::domain::job::{Job, State};
+use crate::domain::job::State;
+use crate::domain::summary::Summary;
 use crate::gateway::{Probe, Target};
 use jiff::Timestamp;
 use std::collections::HashMap;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 /// An application that has not begun to listen by then is looked at once in a cycle, as it may never do so.
@@ -48,7 +50,7 @@ pub(super) enum Seen {
 
 impl Schedule {
     /// From now on these are looked at, and no others.
-    pub(super) fn follow(&mut self, grants: &[Grant], jobs: &HashMap<u64, Job>, now: Instant) {
+    pub(super) fn follow(&mut self, grants: &[Arc<Grant>], jobs: &HashMap<u64, Arc<Summary>>, now: Instant) {
         let mut before = std::mem::take(&mut self.watched);
         for grant in grants.iter().filter(|grant| grant.state == GrantState::Active) {
             let Some(job) = jobs.get(&grant.job) else { continue };
@@ -59,7 +61,7 @@ impl Schedule {
             };
             let mut watched = match before.remove(&grant.job).filter(|watched| same_ports(&watched.grant, grant)) {
                 Some(known) => known,
-                None => Watched { since: begin(job, available, now), ..Watched::new(grant.clone(), available, now) },
+                None => Watched { since: begin(job, available, now), ..Watched::new(Grant::clone(grant), available, now) },
             };
             if watched.available != available {
                 (watched.available, watched.since, watched.next) = (available, now, now);
@@ -150,7 +152,7 @@ fn pause(available: bool, age: Duration, cycle: Duration) -> Duration {
 }
 
 /// Since when an available job is that, if we have not seen it.
-fn begin(job: &Job, available: bool, now: Instant) -> Instant {
+fn begin(job: &Summary, available: bool, now: Instant) -> Instant {
     let at = if available { job.available_at } else { job.started_at };
     let age = at.and_then(|at| Duration::try_from(Timestamp::now().duration_since(at)).ok()).unwrap_or_default();
     now.checked_sub(age).unwrap_or(now)
