@@ -102,3 +102,75 @@ fn set_up_leaves_chains_that_are_there_alone() {
     let bare = chains().set_up_script(&Saved::default(), &BTreeMap::new());
     assert!(bare.contains(":BWVISU-500 -") && bare.contains("-I PREROUTING 1") && bare.contains("-I FORWARD 1"));
 }
+
+/// Runs a script with programs of ours in the place of the gateway's: `getent` knows c0-ib0 alone, `sudo` writes down what it is to do, and
+/// `iptables` knows one rule. What the script printed, its exit code, and what was written down.
+fn played(script: &str, restore_says: &[u8], check_says: u8) -> (String, Option<i32>, String) {
+    use std::os::unix::fs::PermissionsExt;
+    let folder = tempfile::tempdir().unwrap();
+    let at = folder.path().display();
+    let sudo = format!(
+        "#!/bin/sh\nshift\ncase \"$*\" in\niptables-restore*) echo \"$*\" >>{at}/notes; cat >>{at}/notes; read -r code rest <{at}/codes; \
+         echo \"$rest\" >{at}/codes; exit \"$code\" ;;\n*' -S '*) echo '-A BWVISU-500 -m comment --comment \"bwvisu:default:18:c9\" -j DNAT \
+         --to-destination 10.0.0.99:8000' ;;\n*) echo \"$*\" >>{at}/notes; exit {check_says} ;;\nesac\n"
+    );
+    let getent = "#!/bin/sh\nfor name; do :; done\n[ \"$*\" = 'ahostsv4 c0-ib0' ] || exit 2\necho \"10.0.0.10 STREAM $name\"\n\
+                  echo '10.0.0.10 DGRAM'\n";
+    for (name, text) in [("sudo", sudo.as_str()), ("getent", getent)] {
+        std::fs::write(folder.path().join(name), text).unwrap();
+        std::fs::set_permissions(folder.path().join(name), std::fs::Permissions::from_mode(0o755)).unwrap();
+    }
+    let codes = restore_says.iter().map(ToString::to_string).collect::<Vec<_>>().join(" ");
+    std::fs::write(folder.path().join("codes"), codes + "\n").unwrap();
+    let path = format!("{at}:{}", std::env::var("PATH").unwrap());
+    let output = std::process::Command::new("sh").args(["-c", script]).env("PATH", path).output().unwrap();
+    let notes = std::fs::read_to_string(folder.path().join("notes")).unwrap_or_default();
+    (String::from_utf8(output.stdout).unwrap(), output.status.code(), notes)
+}
+
+fn two_rules(target: &str) -> BTreeMap<u16, BTreeSet<Rule>> {
+    let other = Rule { target: target.into(), ..rule(18, 50010, 8000, 1) };
+    BTreeMap::from([(500, BTreeSet::from([rule(17, 50000, 50000, 5), other]))])
+}
+
+#[test]
+fn a_write_asks_for_its_way_and_writes_in_one_call() {
+    let (said, code, notes) = played(&chains().rewrite_script(&two_rules("c0-ib0")), &[0], 1);
+    let rule = "-m comment --comment bwvisu:default:17:c0-ib0 -j DNAT --to-destination 10.0.0.10";
+    let expected = format!(
+        "iptables-restore --noflush --wait 10\n*filter\n-C FORWARD -m comment --comment bwvisu -j BWVISU-FWD\nCOMMIT\n*nat\n\
+         -C PREROUTING -m addrtype --dst-type LOCAL -m comment --comment bwvisu -j BWVISU\n\
+         -C POSTROUTING -m comment --comment bwvisu -j BWVISU-POST\n-C BWVISU -p tcp -m tcp --dport 50000:50099 -j BWVISU-500\n\
+         :BWVISU-500 - [0:0]\n-A BWVISU-500 -p tcp -m tcp --dport 50000:50004 {rule}\n\
+         -A BWVISU-500 -p tcp -m tcp --dport 50010 {}:8000\n\nCOMMIT\n",
+        rule.replace(":17:", ":18:")
+    );
+    assert_eq!((said.as_str(), code, notes), ("", Some(0), expected));
+}
+
+#[test]
+fn a_refused_write_is_told_from_a_missing_way_and_from_a_lock() {
+    let script = chains().rewrite_script(&two_rules("c0-ib0"));
+    let calls = |restore: &[u8], check| {
+        let (_, code, notes) = played(&script, restore, check);
+        (code, notes.matches("iptables-restore").count(), notes.matches("iptables -w").count())
+    };
+    assert_eq!(calls(&[1], 1), (Some(NOT_READY), 1, 1), "the first hook is missing");
+    assert_eq!(calls(&[4], 0), (Some(4), 1, 0), "others hold the lock");
+    assert_eq!(calls(&[1, 0], 0), (Some(0), 2, 4), "this iptables-restore knows no -C");
+    assert_eq!(calls(&[1, 2], 0), (Some(2), 2, 4), "it is something else");
+}
+
+#[test]
+fn a_name_without_an_address_costs_its_own_rule_unless_that_is_there_already() {
+    let (said, code, notes) = played(&chains().rewrite_script(&two_rules("c8")), &[0], 1);
+    assert_eq!((said.as_str(), code, notes.contains(":17:"), notes.contains(":18:")), ("unresolved c8\n", Some(0), true, false));
+    let (said, code, notes) = played(&chains().rewrite_script(&two_rules("c9")), &[0], 1);
+    assert_eq!((said.as_str(), code), ("", Some(0)));
+    assert!(notes.contains("--to-destination 10.0.0.10\n") && notes.contains("--to-destination 10.0.0.99:8000\n"), "{notes}");
+    let (said, code, notes) = played(&chains().set_up_script(&Saved::default(), &two_rules("c8")), &[0], 1);
+    assert_eq!(
+        (said.as_str(), code, notes.contains(":17:"), notes.contains("-I FORWARD 1")),
+        ("unresolved c8\n", Some(0), true, true)
+    );
+}

@@ -82,13 +82,14 @@ look_on() {
     while read -r -t "$patience" -u 3 line; do
         case $line in
             "at "*) port=${line#at } ;;
-            end) return ;;
+            end) return 0 ;;
             *) echo "$line" ;;
         esac
     done
     kill "$!" 2>/dev/null
     echo "port $port silent"
     ((port++))
+    return 1
 }
 for range; do
     port=${range%-*} last=${range#*-}
