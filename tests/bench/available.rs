@@ -12,8 +12,8 @@ use std::net::TcpListener;
 use std::thread;
 use std::time::{Duration, Instant};
 
-/// How often a gateway looks at a job that is starting, as installed, in seconds.
-const INTERVAL: f64 = 2.0;
+/// How often a gateway looks at a job that is starting, as installed (`watch.probe-seconds`), in seconds.
+const INTERVAL: f64 = 0.5;
 
 /// The longest of some jobs' times.
 pub fn measure(effort: Effort) -> Vec<Figure> {

@@ -57,13 +57,12 @@ pub fn watch(effort: Effort) -> Vec<Figure> {
 /// Submits so many jobs that nobody will start, under the names that they have with us; returns Slurm's ids.
 fn hold(bed: &Bed, real: &Value, first: usize, count: usize) -> Vec<String> {
     let ids: Vec<u64> = (first..first + count).map(|i| FIRST + i as u64).collect();
+    bed.sh_as("cmd0", "alice", "printf '#!/bin/sh\\nexit 0\\n' >job.sh");
     let some = |ids: &[u64]| {
         let names: Vec<String> = ids.iter().map(|id| store::name_like(real, *id)).collect();
-        let script = "printf '#!/bin/sh\\nexit 0\\n' >job.sh; for name in $NAMES; do sbatch --parsable --hold --begin=now+2days --job-name=\"$name\" job.sh; done";
-        bed.sh_as("cmd0", "alice", &format!("NAMES='{}'; {script}", names.join(" ")))
-            .lines()
-            .map(str::to_owned)
-            .collect::<Vec<_>>()
+        let script = "set -e; for name in $NAMES; do sbatch --parsable --hold --begin=now+2days --job-name=$name job.sh; done";
+        let printed = bed.sh_as("cmd0", "alice", &format!("NAMES='{}'; {script}", names.join(" ")));
+        printed.lines().map(str::to_owned).collect::<Vec<_>>()
     };
     let some = &some;
     let found: Vec<String> = thread::scope(|scope| {
