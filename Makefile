@@ -3,7 +3,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .ONESHELL:
-.PHONY: help demo build rpm deb tarball source pages test soak bench matrix check fmt deny clean
+.PHONY: help demo build rpm deb tarball source pages test soak bench simulate matrix check fmt deny clean
 
 TARGET := $(shell uname -m)-unknown-linux-musl
 # Where cargo leaves what it builds.
@@ -17,6 +17,7 @@ help:
 	@echo 'make rpm     the same as an RPM in packages/; also: make deb, make tarball (with an install script), make source (for rpmbuild -ba)'
 	@echo 'make test    all tests, with a real cluster in network namespaces where this is root'
 	@echo 'make bench   what it costs beside ssh, sbatch, nc, iptables and peers (under 20 minutes, as root); BENCH_ROWS=post-one,client picks rows, BENCH_SHORT=1 is what CI runs'
+	@echo 'make simulate  the runner with 10,000 jobs of a cluster that is played, started faster and faster (5 minutes; needs etcd): where it can follow no more'
 	@echo 'make matrix  the short way of a job with Slurm, etcd, ssh, iptables and nc of other releases (about 25 minutes, 2 GB); then make rpm twice from nothing (10 more)'
 	@echo 'make soak    ten minutes (SOAK_SECONDS) of random faults for three runners and three members of etcd; SOAK_SEED repeats them'
 	@echo 'make pages   the man pages and the completion anew, from the command line and docs/'
@@ -74,6 +75,10 @@ soak:
 bench:
 	tests/run bench
 
+simulate:
+	command -v etcd >/dev/null || tests/install-packages
+	cargo test --release --package bwvisu-runner --features simulate --test simulate
+
 matrix:
 	tests/matrix && failed=0 || failed=$$?
 	tests/matrix readme
@@ -82,7 +87,7 @@ matrix:
 	exit $$failed
 
 check: fmt deny
-	cargo clippy --workspace --all-targets --features bwvisu-tests/bed -- -D warnings
+	cargo clippy --workspace --all-targets --features bwvisu-tests/bed,bwvisu-runner/simulate -- -D warnings
 	RUSTDOCFLAGS='-D warnings' cargo doc --workspace --no-deps --quiet
 	if command -v shellcheck >/dev/null; then
 		shellcheck tests/bed tests/bed.d/*.bash tests/bed.d/check tests/bed.d/init tests/bed.d/foreign tests/install-packages tests/run tests/roots tests/matrix tests/packages tests/packages.d/systemd tests/src/docs/boot tests/src/docs/systemctl tests/bench/baselines/health tests/bench/baselines/keyhole-by-hand tests/bench/baselines/keyhole-seed tests/bench/baselines/post-32 tests/bench/baselines/post-one .ci/run runner/src/gateway/iptables/probe.sh
