@@ -100,7 +100,7 @@ fn cycles(bed: &Bed, slurm: &[String], count: usize) -> (f64, f64) {
         let begun = Instant::now();
         while total("count") < cycles {
             assert!(begun.elapsed().as_secs() < 120, "no cycle ended in 120 s");
-            thread::sleep(Duration::from_millis(20));
+            thread::sleep(Duration::from_millis(50));
         }
         (total("count"), total("sum"))
     };
