@@ -5,18 +5,21 @@ use crate::error::{Error, Result};
 use std::collections::VecDeque;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Mutex, MutexGuard, PoisonError};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 /// Items that wait to be dealt with, and whether somebody is at it.
 pub struct Together<I, R> {
     most: usize,
     at_once: usize,
+    slow: Duration,
     queue: Mutex<Queue<I, R>>,
 }
 
 struct Queue<I, R> {
     /// How many lead, or have been told to.
     under_way: usize,
+    /// When the last of them began.
+    begun: Instant,
     waiting: VecDeque<Waiting<I, R>>,
     tickets: u64,
 }
@@ -42,14 +45,15 @@ struct Batch<'a, I, R> {
 impl<I, R> Together<I, R> {
     /// At most so many items in one batch, and one batch at a time.
     pub fn of_at_most(most: usize) -> Self {
-        let queue = Mutex::new(Queue { under_way: 0, waiting: VecDeque::new(), tickets: 0 });
-        Self { most: most.max(1), at_once: 1, queue }
+        let queue = Mutex::new(Queue { under_way: 0, begun: Instant::now(), waiting: VecDeque::new(), tickets: 0 });
+        Self { most: most.max(1), at_once: 1, slow: Duration::MAX, queue }
     }
 
-    /// So many batches at once: where one may take long because of what is in it, others get on.
+    /// Where a batch may take long because of what is in it: when the last one has not ended after `slow`, the next one need not wait for it, as
+    /// long as no more than `at_once` are under way.
     #[must_use]
-    pub fn batches_at_once(self, at_once: usize) -> Self {
-        Self { at_once: at_once.max(1), ..self }
+    pub fn past_slow_ones(self, at_once: usize, slow: Duration) -> Self {
+        Self { at_once: at_once.max(1), slow, ..self }
     }
 
     /// Has `item` dealt with, alone or with others, and returns its part of the result. `act` gets all items of a batch and returns as many
@@ -64,11 +68,31 @@ impl<I, R> Together<I, R> {
         if let Some(own) = own {
             return self.lead(own, act, &told);
         }
-        match told.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
-            Ok(Message::Done(result)) => result,
-            Ok(Message::Lead(own)) => self.lead(own, act, &told),
-            Err(_) => self.leave(ticket, &told),
+        loop {
+            let left = deadline.saturating_duration_since(Instant::now());
+            match told.recv_timeout(left.min(self.slow)) {
+                Ok(Message::Done(result)) => return result,
+                Ok(Message::Lead(own)) => return self.lead(own, act, &told),
+                Err(_) if Instant::now() >= deadline => return self.leave(ticket, &told),
+                Err(_) => {}
+            }
+            if let Some(own) = self.overtake(ticket) {
+                return self.lead(own, act, &told);
+            }
         }
+    }
+
+    /// Comes back with what is to be led, if it has waited long enough for those before.
+    fn overtake(&self, ticket: u64) -> Option<Waiting<I, R>> {
+        let mut queue = self.lock();
+        if queue.under_way >= self.at_once || queue.begun.elapsed() < self.slow {
+            return None;
+        }
+        let at = queue.waiting.iter().position(|waiting| waiting.ticket == ticket)?;
+        let own = queue.waiting.remove(at)?;
+        queue.under_way += 1;
+        queue.begun = Instant::now();
+        Some(own)
     }
 
     /// Waits in the queue, or comes back with what is to be led at once.
@@ -77,8 +101,10 @@ impl<I, R> Together<I, R> {
         queue.tickets += 1;
         let ticket = queue.tickets;
         let waiting = Waiting { ticket, item, tell };
-        if queue.under_way < self.at_once {
+        let slow = queue.begun.elapsed() >= self.slow && queue.under_way < self.at_once;
+        if queue.under_way == 0 || slow {
             queue.under_way += 1;
+            queue.begun = Instant::now();
             return (ticket, Some(waiting));
         }
         queue.waiting.push_back(waiting);
@@ -126,6 +152,7 @@ impl<I, R> Together<I, R> {
     /// The next one leads, if anybody waits.
     fn hand_over(&self) {
         let mut queue = self.lock();
+        queue.begun = Instant::now();
         while let Some(next) = queue.waiting.pop_front() {
             let tell = next.tell.clone();
             if tell.send(Message::Lead(next)).is_ok() {

@@ -185,11 +185,12 @@ fn a_thousand_calls_from_many_threads_each_get_their_own() {
 }
 
 #[test]
-fn where_several_batches_may_be_under_way_one_that_takes_long_holds_up_no_other() {
-    let together: Together<u64, u64> = Together::of_at_most(9).batches_at_once(2);
+fn one_that_takes_long_holds_up_the_others_for_a_moment() {
+    let slow = Duration::from_millis(100);
+    let together: Together<u64, u64> = Together::of_at_most(9).past_slow_ones(2, slow);
     let (release, gate) = channel();
     thread::scope(|scope| {
-        let slow = scope.spawn(|| {
+        let hangs = scope.spawn(|| {
             together.call(1, soon(), move |items| {
                 gate.recv().unwrap();
                 doubled(items)
@@ -198,9 +199,12 @@ fn where_several_batches_may_be_under_way_one_that_takes_long_holds_up_no_other(
         while together.lock().under_way == 0 {
             thread::yield_now();
         }
-        assert_eq!((2..9).map(|item| together.call(item, soon(), doubled).unwrap()).sum::<u64>(), 70);
+        let begun = Instant::now();
+        assert_eq!(together.call(2, soon(), doubled).unwrap(), 4);
+        assert!(begun.elapsed() >= slow / 2, "the batch before might have ended");
+        assert_eq!((3..9).map(|item| together.call(item, soon(), doubled).unwrap()).sum::<u64>(), 66);
         release.send(()).unwrap();
-        assert_eq!(slow.join().unwrap().unwrap(), 2);
+        assert_eq!(hangs.join().unwrap().unwrap(), 2);
     });
     assert_eq!(together.lock().under_way, 0);
 }

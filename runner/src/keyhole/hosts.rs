@@ -20,9 +20,11 @@ use std::time::{Duration, Instant};
 /// Looks at one scheduler, as [`Keyhole`] shares them.
 pub(super) type Lookout = Together<Wanted, Arc<Vec<Seen>>>;
 
-/// How many jobs are asked for in one look at the scheduler, how many looks are under way at once, and how long a request waits for one.
+/// How many jobs are asked for in one look at the scheduler, how many looks are under way where one takes so long, and how long a request
+/// waits for one.
 const MOST: usize = 64;
 const LOOKS: usize = 2;
+const SLOW: Duration = Duration::from_secs(1);
 const PATIENCE: Duration = Duration::from_secs(45);
 /// Nodes of which we remember that the scheduler has named them.
 const KNOWN_NODES: usize = 50_000;
@@ -78,7 +80,7 @@ impl Keyhole {
     fn look_together(&self, cluster: &Cluster, job: &Job) -> Result<Arc<Vec<Seen>>> {
         let lookout = {
             let mut lookouts = self.lookouts.lock().unwrap_or_else(PoisonError::into_inner);
-            let new = || Arc::new(Together::of_at_most(MOST).batches_at_once(LOOKS));
+            let new = || Arc::new(Together::of_at_most(MOST).past_slow_ones(LOOKS, SLOW));
             Arc::clone(lookouts.entry(cluster.name.clone()).or_insert_with(new))
         };
         lookout.call(Wanted::from(job), Instant::now() + PATIENCE, |wanted| {

@@ -61,7 +61,7 @@ impl Keyhole {
         self.write(cluster, gateway, blocks, |rules| effect::around("set-up-gateway", || gateway.set_up(rules)))
     }
 
-    /// If somebody changed the ledger while we wrote, their writing and ours may have crossed, so it is done again.
+    /// If somebody else changed the ledger while we wrote, their writing and ours may have crossed, so it is done again.
     fn write(
         &self,
         cluster: &Cluster,
@@ -74,6 +74,7 @@ impl Keyhole {
         );
         let busy = |_| Error::unavailable(format!("gateway {} is busy with the ports of other jobs", gateway.address()));
         let _turn = writer.take(TURN).map_err(busy)?;
+        let crowd = self.crowd(cluster, gateway);
         let read = || self.store.blocks(&cluster.name, gateway.address(), blocks);
         let mut before = read()?;
         for round in 0..CROSSINGS {
@@ -82,7 +83,7 @@ impl Keyhole {
             let rules = before.iter().map(|(block, _)| (block.block, rules(&cluster.name, &block.forwardings))).collect();
             let unresolved = write(&rules).map_err(uncertain)?;
             let after = read().map_err(|error| Error { kind: ErrorKind::Unknown, ..error })?;
-            if after.iter().zip(&before).all(|(after, before)| after.1 == before.1) {
+            if after.iter().zip(&before).all(|(after, before)| after.1 == before.1 || crowd.is_as_before(&before.0, &after.0)) {
                 return Ok(unresolved);
             }
             before = after;
