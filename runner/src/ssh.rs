@@ -161,23 +161,30 @@ impl Node {
         self.sessions.take(deadline).ok_or_else(|| self.unreachable("all sessions were busy until the deadline"))
     }
 
-    /// Runs it in a shell, which is kept for the next one.
+    /// Runs it in a shell, which is kept for the next one. Where it certainly did not begin, another shell is tried once.
     fn attempt(&self, whose: Whose, line: &str, stdin: &[u8], deadline: Instant) -> Result<Output> {
         if line.contains('\n') || stdin.contains(&0) {
             return Err(Error::internal("a command of several lines, or a zero byte in its input, cannot be sent"));
         }
-        let mut kept = self.channel(deadline)?;
-        match kept.shell.run(whose, line, stdin, deadline) {
-            Ok(output) => {
-                self.keep(kept);
-                Ok(output)
+        let mut again = true;
+        loop {
+            let mut kept = self.channel(deadline)?;
+            let broken = match kept.shell.run(whose, line, stdin, deadline) {
+                Ok(output) => {
+                    self.keep(kept);
+                    return Ok(output);
+                }
+                Err(broken) => broken,
+            };
+            let Kept { shell, master } = kept;
+            // First the shell, so that its session is not in the way.
+            drop(shell);
+            let unbegun = matches!(broken, Broken::Unbegun(_));
+            let error = self.broke(&master, broken);
+            if !unbegun || !std::mem::take(&mut again) || Instant::now() >= deadline {
+                return Err(error);
             }
-            Err(broken) => {
-                let Kept { shell, master } = kept;
-                // First the shell, so that its session is not in the way.
-                drop(shell);
-                Err(self.broke(&master, broken))
-            }
+            log::debug!("{}: {error}; once more", self.address);
         }
     }
 
@@ -194,7 +201,7 @@ impl Node {
             let words = match Channel::open(self.client(&master.socket), deadline.min(Instant::now() + SHELL_LIMIT)) {
                 Ok(shell) => return Ok(Kept { shell, master }),
                 Err(Broken::Late) => "no shell within the time".to_owned(),
-                Err(Broken::Ended(words)) => words,
+                Err(Broken::Ended(words) | Broken::Unbegun(words)) => words,
             };
             if !words.contains(SESSION_REFUSED) {
                 self.disconnect(&master);
@@ -256,6 +263,7 @@ impl Node {
                 Error::unknown(format!("the connection to {} broke", self.address)).with_detail(last_words(&words))
             }
             Broken::Late => Error::unknown(format!("{}: a command did not end in time", self.address)),
+            Broken::Unbegun(words) => self.unreachable(&last_words(&words)),
         }
     }
 
@@ -264,7 +272,7 @@ impl Node {
     fn is_silent(&self, master: &Master) -> bool {
         match Channel::open(self.client(&master.socket), Instant::now() + SIGN_OF_LIFE) {
             Ok(_) => false,
-            Err(Broken::Ended(words)) => !words.contains(SESSION_REFUSED),
+            Err(Broken::Ended(words) | Broken::Unbegun(words)) => !words.contains(SESSION_REFUSED),
             Err(Broken::Late) => true,
         }
     }

@@ -16,6 +16,10 @@
 //! the line with the mark, and no further: what is written after that reaches nobody. Both pipes are closed then, whoever still holds their
 //! other ends, so these hold up nobody either. Nothing but 0, 1 and 2 is open in the command. It may begin while its input is still on the
 //! way, since programs as other users take a while to start (`sudo`); it gets all of the input or none.
+//!
+//! The last bytes of that input, the mark, are held back until the other side has said that it begins (`MARK ready` on standard output, before
+//! anything else). So it is certain of a command that acts on its input that nothing happened where that word never came: in a shell whose
+//! machine has died since it was last used.
 
 use crate::command::{self, MAX_OUTPUT, Output};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -45,6 +49,7 @@ ended() {
 }
 while read -r mark size whose line; do
     case $whose in users)
+        printf "%s ready\n" "$mark"
         { { { whole | ( eval "$line" ); ended $?; } 2>&3 3>&- 4>&- | relay >&4; } 3>&1 | relay >&2; } 4>&1
         continue ;;
     esac
@@ -54,6 +59,8 @@ while read -r mark size whose line; do
     ended $?
 done'"#;
 
+/// How long the other side has to say that it begins.
+const BEGIN_LIMIT: Duration = Duration::from_secs(4);
 /// What a user's command prints is a line or two; and it is theirs to choose.
 const USERS_OUTPUT: u64 = 1 << 20;
 
@@ -89,6 +96,8 @@ pub enum Broken {
     Ended(String),
     /// It did not answer in time.
     Late,
+    /// It never began: what acts on its input has done nothing. Why it is believed to be dead.
+    Unbegun(String),
 }
 
 /// The shell, and our ends of its streams. Dropping it ends the session.
@@ -137,8 +146,10 @@ impl Channel {
         let mut request = format!("{mark} {} {} {line}\n", input.len() + mark.len(), whose.word()).into_bytes();
         request.extend_from_slice(input);
         request.extend_from_slice(mark.as_bytes());
-        let mut exchange = Exchange::new(&mark, request, whose.most_output());
-        exchange.carry(self.stdin.as_fd(), self.stdout.as_fd(), self.stderr.as_fd(), deadline)?;
+        let held = if whose == Whose::Users { mark.len() } else { 0 };
+        let mut exchange = Exchange { held, ..Exchange::new(&mark, request, whose.most_output()) };
+        let carried = exchange.carry(self.stdin.as_fd(), self.stdout.as_fd(), self.stderr.as_fd(), deadline);
+        carried.map_err(|broken| exchange.judge(broken))?;
         self.heard = Instant::now();
         exchange.output()
     }
@@ -157,6 +168,8 @@ struct Exchange {
     /// More bytes on a stream are too many.
     most: u64,
     sent: usize,
+    /// So many of the last bytes wait until the other side begins.
+    held: usize,
     stdout: Vec<u8>,
     stderr: Vec<u8>,
     /// Standard output and standard error have come to their end.
@@ -165,7 +178,16 @@ struct Exchange {
 
 impl Exchange {
     fn new(mark: &str, request: Vec<u8>, most: u64) -> Self {
-        Self { mark: mark.to_owned(), request, most, sent: 0, stdout: Vec::new(), stderr: Vec::new(), ended: (false, false) }
+        Self {
+            mark: mark.to_owned(),
+            request,
+            most,
+            sent: 0,
+            held: 0,
+            stdout: Vec::new(),
+            stderr: Vec::new(),
+            ended: (false, false),
+        }
     }
 
     fn carry(&mut self, stdin: BorrowedFd, stdout: BorrowedFd, stderr: BorrowedFd, deadline: Instant) -> Result<(), Broken> {
@@ -173,30 +195,58 @@ impl Exchange {
             Errno::FBIG => Broken::Ended("it printed more than is taken".into()),
             _ => Broken::Ended(format!("{error} {}", String::from_utf8_lossy(words))),
         };
+        let begin = deadline.min(Instant::now() + BEGIN_LIMIT);
         while !self.answered() {
             if self.ended == (true, true) {
                 return Err(Broken::Ended(String::from_utf8_lossy(&self.stderr).into_owned()));
             }
-            self.wait(stdin, stdout, stderr, deadline)?;
-            if self.sent < self.request.len() {
-                match write(stdin, &self.request[self.sent..]) {
+            self.wait(stdin, stdout, stderr, if self.held > 0 { begin } else { deadline })?;
+            let due = self.due();
+            if self.sent < due {
+                match write(stdin, &self.request[self.sent..due]) {
                     Ok(count) => self.sent += count,
                     // What it said before it went is still to be read.
-                    Err(Errno::PIPE) => self.sent = self.request.len(),
+                    Err(Errno::PIPE) => self.sent = due,
                     Err(Errno::AGAIN | Errno::INTR) => {}
                     Err(error) => return Err(broken(error, &self.stderr)),
                 }
             }
             self.ended.0 = take(stdout, &mut self.stdout, self.most).map_err(|error| broken(error, &self.stderr))?;
             self.ended.1 = take(stderr, &mut self.stderr, self.most).map_err(|error| broken(error, &self.stderr))?;
+            self.release();
         }
         Ok(())
+    }
+
+    /// So many bytes may be sent.
+    fn due(&self) -> usize {
+        self.request.len() - self.held
+    }
+
+    /// Nothing is held back any longer when the other side has begun. What it said before that word is not the command's.
+    fn release(&mut self) {
+        let word = format!("{} ready\n", self.mark);
+        let said = |at: &usize| self.stdout[*at..].starts_with(word.as_bytes());
+        if self.held > 0
+            && let Some(at) = (0..self.stdout.len()).find(said)
+        {
+            self.stdout.drain(..at + word.len());
+            self.held = 0;
+        }
+    }
+
+    fn judge(&self, broken: Broken) -> Broken {
+        match (self.held, broken) {
+            (0, broken) => broken,
+            (_, Broken::Late) => Broken::Unbegun("the shell there is silent".into()),
+            (_, Broken::Ended(words) | Broken::Unbegun(words)) => Broken::Unbegun(words),
+        }
     }
 
     fn wait(&self, stdin: BorrowedFd, stdout: BorrowedFd, stderr: BorrowedFd, deadline: Instant) -> Result<(), Broken> {
         let left = deadline.saturating_duration_since(Instant::now());
         let left = Timespec::try_from(left).map_err(|_| Broken::Late)?;
-        let to_send = self.sent < self.request.len();
+        let to_send = self.sent < self.due();
         let ends =
             [(stdout, PollFlags::IN, !self.ended.0), (stderr, PollFlags::IN, !self.ended.1), (stdin, PollFlags::OUT, to_send)];
         let waited_for = ends.into_iter().filter(|(_, _, wanted)| *wanted);

@@ -148,6 +148,30 @@ fn a_users_command_whose_input_was_cut_off_gets_nothing_of_it() {
     });
 }
 
+#[test]
+fn of_a_users_command_that_never_began_it_is_said_that_nothing_happened() {
+    with_each_shell(|channel, folder, shell| {
+        run(channel, Whose::Users, "echo it works");
+        command::end(&mut channel.child);
+        let unbegun = channel.run(Whose::Users, "cat >received", b"a script", soon());
+        assert!(matches!(unbegun, Err(Broken::Unbegun(_))), "{shell}: {unbegun:?}");
+        assert!(!folder.join("received").exists(), "{shell}");
+    });
+    with_each_shell(|channel, folder, shell| {
+        // Its machine has died without a word.
+        rustix::process::kill_process_group(rustix::process::Pid::from_child(&channel.child), rustix::process::Signal::STOP)
+            .unwrap();
+        let silent = channel.run(Whose::Users, "cat >received", b"a script", soon());
+        assert!(matches!(&silent, Err(Broken::Unbegun(words)) if words.contains("silent")), "{shell}: {silent:?}");
+        rustix::process::kill_process_group(rustix::process::Pid::from_child(&channel.child), rustix::process::Signal::CONT)
+            .unwrap();
+        drop(std::mem::replace(&mut channel.stdin, ChildStdin::from(std::os::fd::OwnedFd::from(std::io::pipe().unwrap().1))));
+        channel.child.wait().unwrap();
+        let received = std::fs::read_to_string(folder.join("received")).unwrap_or_default();
+        assert_eq!(received, "", "{shell}: should it wake up, the command gets nothing of its input");
+    });
+}
+
 /// The connection ends after these words.
 fn cut_off(channel: &mut Channel, words: &str, shell: &str) {
     write(channel.stdin.as_fd(), words.as_bytes()).unwrap();
