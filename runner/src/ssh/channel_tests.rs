@@ -106,8 +106,7 @@ fn a_users_command_has_no_stream_of_the_shell_in_its_hands() {
 
 #[test]
 fn who_keeps_a_users_streams_writes_into_no_later_answer_and_holds_up_nobody() {
-    let keeper =
-        "(trap '' PIPE; while [ ! -e over ]; do echo forged; echo forged >&2; sleep 0.01; done; echo >ended) & echo begun";
+    let keeper = "(trap '' PIPE; while [ ! -e over ] && [ -d \"$PWD\" ]; do echo forged; echo forged >&2; sleep 0.01; done; echo >ended) & echo begun";
     with_each_shell(|channel, folder, shell| {
         let answer = run(channel, Whose::Users, keeper);
         assert!(answer.stdout.contains("begun\n"), "{shell}: {answer:?}");
@@ -119,6 +118,10 @@ fn who_keeps_a_users_streams_writes_into_no_later_answer_and_holds_up_nobody() {
         assert!(begun.elapsed() < Duration::from_secs(15), "{shell}: {:?}", begun.elapsed());
         assert!(!folder.join("ended").exists(), "{shell}: it was there until now");
         std::fs::write(folder.join("over"), "").unwrap();
+        while !folder.join("ended").exists() {
+            assert!(begun.elapsed() < Duration::from_secs(30), "{shell}: the keeper goes on");
+            std::thread::sleep(Duration::from_millis(10));
+        }
     });
 }
 
