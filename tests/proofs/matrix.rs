@@ -87,7 +87,7 @@ fn every_kind_of_nc_tells_open_closed_silent_and_unknown_apart_and_a_job_is_foun
 fn look(bed: &Bed, flavour: &str) -> String {
     let functions = fs::read_to_string(repository().join("runner/src/gateway/iptables/probe.sh")).unwrap();
     let script = format!(
-        "{functions}\necho \"flavour $(flavour)\"\nprobe 0 c0 49000-49004 &\nprobe 1 nowhere 49000-49001 &\nprobe 2 c1 49000 &\nwait"
+        "{functions}\nchoose\necho \"flavour $(flavour)\"\nprobe 0 c0 49000-49004 &\nprobe 1 nowhere 49000-49001 &\nprobe 2 c1 49000 &\nwait"
     );
     let report = bed.sh("gw0", &format!("exec sh <<'END-OF-SCRIPT'\n{script}\nEND-OF-SCRIPT"));
     assert!(report.contains(&format!("flavour {flavour}\n")), "{report}");
