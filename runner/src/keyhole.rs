@@ -29,6 +29,7 @@ use crate::metrics::metrics;
 use crate::seldom::Seldom;
 use crate::store::Store;
 use crate::store::turns::Turns;
+use jiff::{SignedDuration, Timestamp};
 use keyhole_protocol::{Confirm, GrantedPort, Nonce, Purpose, Request, Token, sign, verify};
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::net::IpAddr;
@@ -254,7 +255,7 @@ impl Keyhole {
     /// The grants of a cluster that have become active here since the last call: whoever watches need not wait until they show in the store.
     pub fn take_fresh(&self, cluster: &str) -> Vec<Grant> {
         let mut fresh = self.fresh.lock().unwrap_or_else(PoisonError::into_inner);
-        let (ours, others) = std::mem::take(&mut *fresh).into_iter().partition(|grant| grant.cluster == cluster);
+        let (ours, others) = std::mem::take(&mut *fresh).into_iter().filter(is_fresh).partition(|grant| grant.cluster == cluster);
         *fresh = others;
         ours
     }
@@ -314,10 +315,11 @@ impl Keyhole {
         if let Err(error) = &installed
             && error.kind != ErrorKind::Unknown
             && let Some(closing) = self.store.close_claim(grant)?
-            // Nobody but us has ever tried to install it.
             && grant.attempt == 0
+            // Another's call may have installed it with its own: the ports are free when the rules are certainly not there.
+            && let Err(error) = self.finish(cluster, gateway.address(), &[closing])
         {
-            self.store.release(&closing)?;
+            log::info!("keyhole: job {}: its claim will be taken back later: {error}", grant.job);
         }
         installed
     }
@@ -356,6 +358,9 @@ impl Keyhole {
         };
         let mut fresh = self.fresh.lock().unwrap_or_else(PoisonError::into_inner);
         // Nobody may be watching here.
+        if fresh.len() >= MOST_FRESH {
+            fresh.retain(is_fresh);
+        }
         if fresh.len() < MOST_FRESH {
             fresh.push(current);
         }
@@ -388,6 +393,11 @@ fn answer(grant: &Grant, nonce: Nonce, token: &Token) -> Answer {
     let body = keyhole_protocol::Grant { nonce, ports: ports.collect() }.to_body();
     let signature = sign(token, Purpose::Grant, body.as_bytes());
     Answer { body, signature }
+}
+
+/// Later the watcher has it from the store.
+fn is_fresh(grant: &Grant) -> bool {
+    Timestamp::now().duration_since(grant.granted_at) < SignedDuration::from_secs(60)
 }
 
 /// Whether a grant's forwardings should be there at all.

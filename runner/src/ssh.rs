@@ -27,6 +27,8 @@ use self::permits::{Permit, Permits};
 /// A stock sshd takes 10 sessions per connection (`MaxSessions`); one is the master's own, and one is left in reserve. Where it turns out
 /// to take fewer, we make do with fewer.
 pub(crate) const SESSIONS: usize = 8;
+/// A user may stop a command that runs as this user: so these never take all sessions, and the watchers go on looking.
+const FOR_USERS: usize = 5;
 /// So long a command waits for a session that sshd refuses.
 const REFUSED_LIMIT: Duration = Duration::from_secs(10);
 /// How long a new connection may take, in seconds; ssh's own limit and ours.
@@ -65,6 +67,8 @@ pub struct Node {
     /// Shells that wait for a command, the one that was used last at the end.
     channels: Mutex<Vec<Kept>>,
     sessions: Permits,
+    /// Of these, those that commands of users may take.
+    for_users: Permits,
 }
 
 #[derive(Default)]
@@ -83,7 +87,7 @@ struct Kept {
 impl Node {
     /// A machine that is reached as `user@address:port`. Does not connect yet.
     pub fn new(user: &str, address: &str, port: u16, options: SshOptions) -> Self {
-        let sessions = Permits::new(SESSIONS);
+        let (sessions, for_users) = (Permits::new(SESSIONS), Permits::new(FOR_USERS));
         Self {
             address: address.into(),
             port,
@@ -92,6 +96,7 @@ impl Node {
             link: Mutex::default(),
             channels: Mutex::default(),
             sessions,
+            for_users,
         }
     }
 
@@ -117,7 +122,7 @@ impl Node {
     pub fn run_as_user(&self, line: &str, stdin: &[u8], limit: Duration) -> Result<Output> {
         self.noted(line, || {
             let deadline = Instant::now() + limit;
-            let _session = self.session(deadline)?;
+            let _session = self.session_for_user(deadline)?;
             self.again_if_broken(deadline, || self.attempt(Whose::Users, line, stdin, deadline))
         })
     }
@@ -126,7 +131,7 @@ impl Node {
     pub fn run_as_user_once(&self, line: &str, stdin: &[u8], limit: Duration) -> Result<Output> {
         self.noted(line, || {
             let deadline = Instant::now() + limit;
-            let _session = self.session(deadline)?;
+            let _session = self.session_for_user(deadline)?;
             self.attempt(Whose::Users, line, stdin, deadline)
         })
     }
@@ -159,6 +164,12 @@ impl Node {
 
     fn session(&self, deadline: Instant) -> Result<Permit<'_>> {
         self.sessions.take(deadline).ok_or_else(|| self.unreachable("all sessions were busy until the deadline"))
+    }
+
+    fn session_for_user(&self, deadline: Instant) -> Result<[Permit<'_>; 2]> {
+        let own = self.for_users.take(deadline);
+        let own = own.ok_or_else(|| self.unreachable("all sessions for commands of users were busy until the deadline"))?;
+        Ok([self.session(deadline)?, own])
     }
 
     /// Runs it in a shell, which is kept for the next one. Where it certainly did not begin, another shell is tried once.
@@ -253,7 +264,9 @@ impl Node {
 
     /// What it means that a command has no answer. Only its own session is lost, as long as the connection carries something.
     fn broke(&self, master: &Arc<Master>, broken: Broken) -> Error {
-        if self.is_silent(master) {
+        // What is known to be dead is not waited for; else logins may be slow, and others use the connection.
+        let limit = if matches!(broken, Broken::Unbegun(_)) { SIGN_OF_LIFE } else { SHELL_LIMIT };
+        if self.is_silent(master, limit) {
             self.disconnect(master);
         } else {
             master.lost_sessions.store(true, Ordering::Relaxed);
@@ -269,8 +282,8 @@ impl Node {
 
     /// Whether a connection carries nothing any more: a dead network is otherwise noticed only by ssh's own keep-alive. A refusal is a sign
     /// of life.
-    fn is_silent(&self, master: &Master) -> bool {
-        match Channel::open(self.client(&master.socket), Instant::now() + SIGN_OF_LIFE) {
+    fn is_silent(&self, master: &Master, limit: Duration) -> bool {
+        match Channel::open(self.client(&master.socket), Instant::now() + limit) {
             Ok(_) => false,
             Err(Broken::Ended(words) | Broken::Unbegun(words)) => !words.contains(SESSION_REFUSED),
             Err(Broken::Late) => true,

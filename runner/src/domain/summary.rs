@@ -1,6 +1,6 @@
 //! Of a job, what its watchers go by: small, so that all of them are at hand.
 
-use super::job::{Job, Seen, State};
+use super::job::{Ended, Job, Seen, State};
 use jiff::Timestamp;
 use serde::Deserialize;
 
@@ -59,6 +59,11 @@ impl Summary {
         self.name == seen.name
             && self.user == seen.user
             && self.scheduler_job_id.as_ref().is_none_or(|id| *id == seen.scheduler_job_id)
+    }
+
+    /// Whether an entry in the scheduler's accounts is about this job: ids begin anew when a scheduler is set up anew.
+    pub fn is_accounted(&self, ended: &Ended) -> bool {
+        self.name == ended.name && self.user == ended.user && self.scheduler_job_id.as_ref() == Some(&ended.scheduler_job_id)
     }
 
     /// Whether the job is still where it was then.

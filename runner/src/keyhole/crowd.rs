@@ -65,7 +65,8 @@ impl Crowd {
         claimed.insert(grant.job, Instant::now());
         drop(claimed);
         let result = self.claims.call(grant.clone(), Instant::now() + PATIENCE, |grants| store.claim_all(grants));
-        if matches!(result, Ok(false)) {
+        // Of a claim that may have been made, another runner may have made a grant.
+        if !matches!(result, Ok(true)) {
             self.forget(grant);
         }
         result

@@ -55,7 +55,8 @@ fn judge(seen: &Seen, request: &Request) -> Verdict {
 impl Keyhole {
     /// The hosts must be the job's own, and the run the present one, as the scheduler says now.
     pub(super) fn check_hosts(&self, cluster: &Cluster, job: &Job, request: &Request, peer: IpAddr) -> Result<()> {
-        let all = self.look_together(cluster, job)?;
+        // Who can make the look fail must not make it fail again and again for those who are asked for with them.
+        let all = self.look_together(cluster, job).inspect_err(|_| self.patience.asked_early(job.id))?;
         let Some(seen) = all.iter().find(|seen| job.is(seen)) else {
             self.patience.asked_early(job.id);
             return Err(Error::unavailable("the scheduler does not show the job yet; try again"));

@@ -183,7 +183,7 @@ fn judge_sbatch(output: &Output) -> Result<String> {
     // `--parsable` prints the id, and `;cluster` behind it in a federation.
     let last = output.stdout.trim().lines().last().unwrap_or_default();
     let id = last.split(';').next().unwrap_or_default();
-    let named = !id.is_empty() && id.bytes().all(|b| b.is_ascii_digit());
+    let named = squeue::is_id(id);
     match (output.status.success(), named) {
         (true, true) => Ok(id.to_owned()),
         (true, false) => Err(Error::unknown("sbatch succeeded without naming the job")),

@@ -27,7 +27,15 @@ fn the_words_of_sbatch_decide_whether_it_may_have_happened() {
     }
     assert_eq!(judge_sbatch(&output(0, "123;cluster\n", "")).unwrap(), "123");
     assert_eq!(judge_sbatch(&output(0, "Welcome!\n123\n", "")).unwrap(), "123");
-    assert_eq!(judge_sbatch(&output(0, "Submitted\n", "")).unwrap_err().kind, ErrorKind::Unknown);
+    // What is no id of Slurm's is none, whoever has written it there.
+    for words in ["Submitted", "0", "007", "4294967296", &"7".repeat(140_000)] {
+        assert_eq!(
+            judge_sbatch(&output(0, words, "")).unwrap_err().kind,
+            ErrorKind::Unknown,
+            "{}",
+            &words[..words.len().min(20)]
+        );
+    }
 }
 
 #[test]

@@ -158,10 +158,6 @@ impl Backend for Etcd {
         self.mirror.as_ref()?.get(keys)
     }
 
-    fn recent_scan(&self, prefix: &str) -> Option<Vec<(String, Versioned)>> {
-        self.mirror.as_ref()?.scan(prefix, 0)
-    }
-
     fn commit(&self, change: &Change) -> Result<bool> {
         check_change(change)?;
         let (txn, deadline) = (transaction(change), self.deadline());

@@ -226,13 +226,10 @@ impl Store {
         self.summaries.read(&prefix, &self.backend.scan(&prefix)?)
     }
 
-    /// The ids of a cluster's jobs that are not finished, as of a moment ago.
+    /// The ids of a cluster's jobs that are not finished.
     pub fn active_ids(&self, cluster: &str) -> Result<Vec<u64>> {
         let prefix = keys::jobs(cluster);
-        let found = match self.backend.recent_scan(&prefix) {
-            Some(found) => found,
-            None => self.backend.scan(&prefix)?,
-        };
+        let found = self.backend.scan(&prefix)?;
         Ok(found.iter().filter_map(|(key, _)| key.strip_prefix(&prefix)?.parse().ok()).collect())
     }
 

@@ -28,10 +28,6 @@ impl Backend for Measured {
         self.0.recent(keys)
     }
 
-    fn recent_scan(&self, prefix: &str) -> Option<Vec<(String, Versioned)>> {
-        self.0.recent_scan(prefix)
-    }
-
     fn commit(&self, change: &Change) -> Result<bool> {
         measured("commit", || self.0.commit(change))
     }

@@ -6,10 +6,11 @@ use serde::de::DeserializeOwned;
 use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, PoisonError};
 
-/// Records by prefix and key, with the versions that they were decoded at.
+/// Records by prefix and key, with the values that they were decoded from.
 pub(super) struct Memo<T>(Mutex<HashMap<String, Records<T>>>);
 
-type Records<T> = HashMap<String, (u64, Arc<T>)>;
+/// A value, and what it was decoded to.
+type Records<T> = HashMap<String, (Versioned, Arc<T>)>;
 
 impl<T> Default for Memo<T> {
     fn default() -> Self {
@@ -32,13 +33,15 @@ impl<T: DeserializeOwned> Memo<T> {
 }
 
 fn record<T: DeserializeOwned>(known: &mut Records<T>, key: &str, found: &Versioned) -> Result<Arc<T>> {
-    if let Some((version, record)) = known.get(key)
-        && *version == found.version
+    // A database that was put back to an earlier time counts its versions again.
+    if let Some((before, record)) = known.get(key)
+        && before.version == found.version
+        && (Arc::ptr_eq(&before.value, &found.value) || before.value == found.value)
     {
         return Ok(Arc::clone(record));
     }
     let record = Arc::new(decode(key, &found.value)?);
-    known.insert(key.to_owned(), (found.version, Arc::clone(&record)));
+    known.insert(key.to_owned(), (found.clone(), Arc::clone(&record)));
     Ok(record)
 }
 
@@ -64,7 +67,8 @@ mod tests {
         let second = memo.read("jobs/", &found(&[("jobs/1", 3, "changed"), ("jobs/2", 2, "b"), ("jobs/3", 4, "c")])).unwrap();
         assert_eq!(second.iter().map(|record| record.name.as_str()).collect::<Vec<_>>(), ["changed", "b", "c"]);
         assert!(Arc::ptr_eq(&first[1], &second[1]));
-        memo.read("jobs/", &found(&[("jobs/2", 2, "b")])).unwrap();
+        let restored = memo.read("jobs/", &found(&[("jobs/2", 2, "another")])).unwrap();
+        assert_eq!(restored[0].name, "another", "the same version of another past");
         assert_eq!(memo.0.lock().unwrap()["jobs/"].len(), 1);
         assert!(memo.read("other/", &[]).unwrap().is_empty());
         assert_eq!(memo.0.lock().unwrap()["jobs/"].len(), 1, "another prefix is another matter");

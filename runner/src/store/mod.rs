@@ -66,11 +66,6 @@ pub trait Backend: Send + Sync {
         None
     }
 
-    /// As [`scan`](Self::scan), in the way of [`recent`](Self::recent).
-    fn recent_scan(&self, _prefix: &str) -> Option<Vec<(String, Versioned)>> {
-        None
-    }
-
     /// Does `change`, or nothing: `false` when an expectation did not hold. After an error of kind `Unknown` it may have happened.
     fn commit(&self, change: &Change) -> Result<bool>;
 

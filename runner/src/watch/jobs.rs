@@ -22,7 +22,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use self::looks::Looks;
-use self::plan::{Ending, Found, LATE_LIMIT, Step, accounted, ending, plan};
+use self::plan::{Ending, Found, LATE_LIMIT, Step, accounted, ending, is_settled, plan};
 
 /// Of the time between two good looks, so much counts.
 const LONGEST_GAP: Duration = Duration::from_secs(30);
@@ -101,12 +101,12 @@ impl JobsWatch {
             let waited = self.waited(job, since_last);
             let step = plan(job, found, self.misses.get(&job.id).copied().unwrap_or(0), waited);
             if step == Step::Gone && job.scheduler_job_id.is_some() {
-                gone.push(job.id);
+                gone.push(Arc::clone(job));
             } else if let Err(error) = self.perform(job, step, &overview) {
                 log::warn!("job {}: {error}", job.id);
             }
         }
-        self.end_vanished(&gone)?;
+        self.end_vanished(&gone);
         for late in &given_up {
             if let Err(error) = self.look_for_late(late, &by_name) {
                 log::warn!("job {}: {error}", late.job);
@@ -173,10 +173,7 @@ impl JobsWatch {
                 *self.misses.entry(job.id).or_default() += 1;
                 Ok(())
             }
-            Step::Gone => match self.store.job(&[self.cluster.name.as_str()], job.id)? {
-                Some(job) => self.end(&job, ending(&job)),
-                None => Ok(()),
-            },
+            Step::Gone => self.end(job, ending),
             Step::Patience => Ok(()),
         }
     }
@@ -216,40 +213,39 @@ impl JobsWatch {
     }
 
     /// One question about all jobs that are gone. Who is in no accounts is waited for a while, where there are any.
-    fn end_vanished(&mut self, gone: &[u64]) -> Result<()> {
-        if gone.is_empty() {
-            return Ok(());
-        }
-        let cluster = [self.cluster.name.as_str()];
-        let gone: Vec<Job> = gone.iter().filter_map(|id| self.store.job(&cluster, *id).transpose()).collect::<Result<_>>()?;
+    fn end_vanished(&mut self, gone: &[Arc<Summary>]) {
         let ids: Vec<String> = gone.iter().filter_map(|job| job.scheduler_job_id.clone()).collect();
+        if ids.is_empty() {
+            return;
+        }
         let accounts = self.cluster.scheduler.accounts(&ids);
         if let Err(error) = &accounts {
             log::warn!("how {} jobs ended that the scheduler no longer lists: {error}", gone.len());
         }
-        for job in &gone {
+        for job in gone {
             let since = *self.vanished.entry(job.id).or_insert_with(Instant::now);
-            let ended = accounted(job, &accounts, since.elapsed());
-            if let Some(Err(error)) = ended.map(|ended| self.end(job, ended)) {
+            if !is_settled(job, &accounts, since.elapsed()) {
+                continue;
+            }
+            if let Err(error) = self.end(job, |job| accounted(job, &accounts)) {
                 log::warn!("job {}: {error}", job.id);
             }
         }
-        Ok(())
     }
 
-    fn end(&mut self, job: &Job, (outcome, exit_code, message): Ending) -> Result<()> {
+    /// Finishes a job that the look did not show, unless somebody learned more about it since it was read, which was before the look.
+    fn end(&mut self, job: &Summary, how: impl Fn(&Job) -> Ending) -> Result<()> {
         self.misses.remove(&job.id);
         self.vanished.remove(&job.id);
-        let then = Summary::from(job);
-        let after = self.store.update_job(&job.cluster, job.id, "finish", |now| {
-            // Somebody learned more about it after we had read it.
-            if then.is_still(now) {
+        let after = self.store.update_job(&self.cluster.name, job.id, "finish", |now| {
+            if job.is_still(now) {
+                let (outcome, exit_code, message) = how(now);
                 now.given_up = now.scheduler_job_id.is_none();
                 now.finish(outcome, exit_code, &message, Timestamp::now());
             }
         })?;
-        if after.is_some_and(|job| job.state == State::Finished) {
-            log::info!("job {}: Finished: {message}", job.id);
+        if let Some(job) = after.filter(|job| job.state == State::Finished) {
+            log::info!("job {}: Finished: {}", job.id, job.message);
         }
         Ok(())
     }

@@ -338,6 +338,8 @@ impl KeyholeWatch {
         let after = self.store.update_job(&grant.cluster, grant.job, "tell-listening", |job| {
             before.set(Some(job.state));
             match seen {
+                // What was seen was an earlier run's.
+                _ if job.run != grant.run => {}
                 // It keeps the last state.
                 Seen::Silent => job.gateway_is_silent(&format!("{} does not answer the gateway", grant.target)),
                 Seen::Listens | Seen::Closed => job.listens(services.clone(), Timestamp::now()),

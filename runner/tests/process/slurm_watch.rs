@@ -118,12 +118,12 @@ fn a_look_that_failed_or_cannot_be_read_changes_nothing() {
     for (number, text) in ["garbage\n", half, "41|x|alice|FAILED|\n"].into_iter().enumerate() {
         cluster.play("details.text", text);
         // The overview says that there is something new.
-        cluster.show("41", "Reason", &format!("Reason{number}"));
+        cluster.show("41", "NodeList", &format!("n{number}"));
         cluster.looks(4);
         assert_eq!(unobserved(&served), before, "{text:?}");
     }
     cluster.stop_playing("details.text");
-    until("the details follow", || (served.job("1")["details"]["Reason"] == "Reason2").then_some(()), || served.log());
+    until("the details follow", || (served.job("1")["details"]["NodeList"] == "n2").then_some(()), || served.log());
     let before = unobserved(&served);
     cluster.play("refuse.squeue", "slurm_load_jobs error: Unable to contact slurm controller (connect failure)");
     cluster.looks(4);
@@ -248,7 +248,7 @@ fn many_jobs_cost_one_overview_per_look_and_one_question_for_what_changed() {
     assert!(questions(quiet).iter().all(|call| about(call, "--name=").is_none()), "{:?}", questions(quiet));
     for (ids, asked) in [(41..=51, 11), (52..=52, 1)] {
         let before = cluster.called("squeue").len();
-        ids.clone().for_each(|id| cluster.show(&id.to_string(), "Reason", "Resources"));
+        ids.clone().for_each(|id| cluster.show(&id.to_string(), "NodeList", "c5"));
         cluster.looks(4);
         let names: Vec<String> = questions(before).iter().filter_map(|call| about(call, "--name=")).collect();
         // The jobs change one after the other, and a look may come between.

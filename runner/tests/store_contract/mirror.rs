@@ -20,7 +20,7 @@ fn job(id: usize) -> String {
 /// A program that keeps a copy, once it has one.
 fn mirrored(config: EtcdConfig) -> Etcd {
     let program = Etcd::connect(config).unwrap().mirrored();
-    wait("the first copy", || program.recent_scan(JOBS).is_some());
+    wait("the first copy", || told(&program, &job(0)).is_some());
     program
 }
 

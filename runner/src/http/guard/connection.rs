@@ -289,7 +289,7 @@ impl Visit {
 
     fn refuse(mut self: Box<Self>, refusal: &Refusal) {
         log::debug!("{}: {}: refused with {}: {}", self.guard.name, self.seat.peer(), refusal.status, refusal.detail);
-        self.manner = Manner::default();
+        self.manner.keep_alive = false;
         if let Err(End::Closed) = self.answer(&refusal.into()) {
             self.stream.finish(FAREWELL.0, FAREWELL.1);
         }

@@ -157,6 +157,14 @@ impl Local {
         Ok(folders.iter().map(|folder| self.show(folder)).collect::<Result<Vec<_>>>()?.into_iter().flatten().collect())
     }
 
+    /// What is there of all jobs, without a last look at any.
+    fn glance(&self) -> Result<Vec<Seen>> {
+        self.reap();
+        let one = |folder: &JobFolder| Ok(look_past_damage(folder)?.map(|(request, state)| view::seen(folder, &request, &state)));
+        Ok(self.spool.folders()?.iter().map(one).collect::<Result<Vec<_>>>()?.into_iter().flatten().collect())
+    }
+
+    /// A job that ended long ago is shown for the last time.
     fn show(&self, folder: &JobFolder) -> Result<Option<Seen>> {
         let Some((request, state)) = look_past_damage(folder)? else { return Ok(None) };
         let age = state.ended_at.map(|end| Duration::try_from(Timestamp::now().duration_since(end)).unwrap_or_default());
@@ -211,7 +219,7 @@ impl Scheduler for Local {
     }
 
     fn overview(&self) -> Result<HashMap<String, String>> {
-        Ok(self.all()?.into_iter().map(|seen| (seen.scheduler_job_id.clone(), format!("{seen:?}"))).collect())
+        Ok(self.glance()?.into_iter().map(|seen| (seen.scheduler_job_id.clone(), format!("{seen:?}"))).collect())
     }
 
     fn names(&self, prefix: &str) -> Result<Vec<String>> {

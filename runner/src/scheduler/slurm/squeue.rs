@@ -42,8 +42,9 @@ const FIELDS: [&str; 24] = [
     "Reservation",
 ];
 const LEADING: usize = 8;
-/// What an overview shows: first the id, then whatever tells that a job is no longer as it was.
-const OVERVIEW: [&str; 7] = ["JobID", "UserName", "State", "RestartCnt", "SubmitTime", "Reason", "NodeList"];
+/// What an overview shows: first the id, then what tells that a job is no longer as it was. Not why it waits: some plugins write there what
+/// programs said, and a line of a foreign job's must not spoil the overview.
+const OVERVIEW: [&str; 6] = ["JobID", "UserName", "State", "RestartCnt", "SubmitTime", "NodeList"];
 /// More jobs than this are asked for all together.
 const IDS_PER_LOOK: usize = 8;
 
@@ -75,7 +76,7 @@ fn by_id_script(jobs: &[(&str, &str)]) -> String {
         script,
         r#"ask() {{
     {{ words=$(sudo -n squeue --noheader --states=all --jobs="$1" --name="$2" --Format={} </dev/null 2>&1 >&3 3>&-); }} 3>&1 && return
-    case $words in *"Invalid job id specified"*) ;; *) printf "%s\n" "$words" >&2; exit 1 ;; esac
+    case $words in *"Invalid job id"*) ;; *) printf "%s\n" "$words" >&2; exit 1 ;; esac
 }}"#,
         format(&FIELDS)
     );
@@ -124,8 +125,10 @@ fn overview_line(line: &str) -> Option<(String, String)> {
     (is_id(id) && words.split('|').count() + 1 == OVERVIEW.len()).then(|| (id.to_owned(), words.to_owned()))
 }
 
-fn is_id(word: &str) -> bool {
-    !word.is_empty() && word.bytes().all(|byte| byte.is_ascii_digit())
+/// Slurm's ids have 32 bits. What calls itself one may come from a user's hands: anything else would stand in later commands, and in the way of
+/// the others that are asked for with it.
+pub(super) fn is_id(word: &str) -> bool {
+    word.bytes().all(|byte| byte.is_ascii_digit()) && !word.starts_with('0') && word.parse::<u32>().is_ok()
 }
 
 /// What one look at several jobs shows of each.

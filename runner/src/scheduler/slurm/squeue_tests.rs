@@ -188,8 +188,8 @@ fn of_a_look_that_was_made_together_each_gets_what_has_the_name() {
 
 #[test]
 fn an_overview_is_believed_as_a_whole_or_not_at_all() {
-    let first = "12|alice|RUNNING|1|2026-11-22T01:36:15|None|c[0-1]|";
-    let second = "13|bob|PENDING|0|2026-11-22T01:36:15|Resources||";
+    let first = "12|alice|RUNNING|1|2026-11-22T01:36:15|c[0-1]|";
+    let second = "13|bob|PENDING|0|2026-11-22T01:36:15||";
     let cases = [
         (format!("Welcome!\n{BEGIN}\n{first}\n{second}\n{END}\n"), Some(2)),
         (format!("{BEGIN}\n{END}\n"), Some(0)),
@@ -204,6 +204,6 @@ fn an_overview_is_believed_as_a_whole_or_not_at_all() {
         assert!(judge_overview(&output(1, &stdout, "")).is_err(), "{stdout}");
     }
     let jobs = judge_overview(&output(0, &format!("{BEGIN}\n{first}\n{END}\n"), "")).unwrap();
-    assert_eq!(jobs["12"], "alice|RUNNING|1|2026-11-22T01:36:15|None|c[0-1]");
+    assert_eq!(jobs["12"], "alice|RUNNING|1|2026-11-22T01:36:15|c[0-1]");
     assert_eq!(overview_script().matches("squeue").count(), 1);
 }

@@ -44,6 +44,8 @@ struct State {
     finished: VecDeque<String>,
     /// All changes up to this one are in.
     revision: i64,
+    /// How far an earlier copy had come.
+    before: i64,
     /// Without the changes up to this one it is of no use.
     needed: i64,
     /// When the watch last said something; nothing while there is none.
@@ -118,7 +120,9 @@ impl Mirror {
         state.finished.clear();
         state.revision = scanned.revision;
         // Of a database that was put back to an earlier time, nothing later is to be seen.
-        state.needed = state.needed.min(scanned.revision);
+        if scanned.revision < state.before {
+            state.needed = 0;
+        }
         self.moved.notify_all();
     }
 
@@ -141,7 +145,7 @@ impl Mirror {
 
     fn lose(&self) {
         let mut state = self.lock();
-        *state = State { needed: state.needed, ..State::default() };
+        *state = State { needed: state.needed, before: state.before.max(state.revision), ..State::default() };
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {

@@ -6,9 +6,11 @@ use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-/// Details that change without any change of state (when a waiting job is expected to start, a limit that an admin moved) are asked for
-/// again after this time, but of few jobs in each cycle: of those whose turn it has been for the longest.
+/// Details that change without any change of state (why a job waits, when it is expected to start, a limit that an admin moved) are asked
+/// for again after this time, but of few jobs in each cycle: of those whose turn it has been for the longest.
 const REFRESH: Duration = Duration::from_secs(60);
+/// The same for jobs that wait, whose users do, too.
+const REFRESH_WAITING: Duration = Duration::from_secs(15);
 const REFRESHED_AT_ONCE: usize = 8;
 
 /// What was last done about each job.
@@ -36,7 +38,7 @@ impl Looks {
             let Some(words) = overview.get(id) else { continue };
             match self.0.get(&job.id).filter(|acted| acted.covers(job, words)) {
                 None => drop(asked.insert(job.id)),
-                Some(acted) if acted.at.elapsed() >= REFRESH => old.push((acted.at, job.id)),
+                Some(acted) if acted.at.elapsed() >= acted.lasts() => old.push((acted.at, job.id)),
                 Some(_) => {}
             }
         }
@@ -56,6 +58,10 @@ impl Looks {
 }
 
 impl Acted {
+    fn lasts(&self) -> Duration {
+        if self.state == State::Submitted { REFRESH_WAITING } else { REFRESH }
+    }
+
     fn covers(&self, job: &Summary, words: &str) -> bool {
         // Whether a running job's application listens is not the scheduler's business. A cancellation is repeated until it has come through.
         let runs = |state| matches!(state, State::Running | State::Available);

@@ -68,18 +68,24 @@ pub(super) fn ending(job: &Job) -> Ending {
     (outcome, None, message)
 }
 
-/// How a job ended that has been gone for `since`, by what the accounts say; nothing while they may yet say more.
-pub(super) fn accounted(job: &Job, accounts: &Result<Option<Vec<Ended>>>, since: Duration) -> Option<Ending> {
-    let entries = match accounts {
-        Ok(Some(entries)) => entries.as_slice(),
+/// Whether a job that has been gone for `since` may be ended; not while the accounts may yet say more of it.
+pub(super) fn is_settled(job: &Summary, accounts: &Result<Option<Vec<Ended>>>, since: Duration) -> bool {
+    match accounts {
         // There are none.
-        Ok(None) => return Some(ending(job)),
-        Err(_) => &[],
-    };
-    match entries.iter().find(|ended| job.is_accounted(ended)) {
-        Some(Ended { outcome, exit_code, .. }) => Some((*outcome, *exit_code, job.end_message(*outcome, *exit_code, None))),
-        None => (since >= ACCOUNTS_LIMIT).then(|| ending(job)),
+        Ok(None) => true,
+        Ok(Some(entries)) if entries.iter().any(|ended| job.is_accounted(ended)) => true,
+        _ => since >= ACCOUNTS_LIMIT,
     }
+}
+
+/// How it ended, by what the accounts say.
+pub(super) fn accounted(job: &Job, accounts: &Result<Option<Vec<Ended>>>) -> Ending {
+    let entries = accounts.as_ref().ok().and_then(Option::as_ref);
+    let entry = entries.and_then(|entries| entries.iter().find(|ended| job.is_accounted(ended)));
+    entry.map_or_else(
+        || ending(job),
+        |Ended { outcome, exit_code, .. }| (*outcome, *exit_code, job.end_message(*outcome, *exit_code, None)),
+    )
 }
 
 #[cfg(test)]
@@ -154,10 +160,10 @@ mod tests {
             ("accounts that are away", Err(crate::error::Error::bad_gateway("away")), 119, None),
         ];
         for (what, accounts, since, expected) in cases {
-            let ending = accounted(&job, &accounts, Duration::from_secs(since));
-            assert_eq!(ending.map(|(outcome, ..)| outcome), expected, "{what}");
+            let settled = is_settled(&Summary::from(&job), &accounts, Duration::from_secs(since));
+            assert_eq!(settled.then(|| accounted(&job, &accounts).0), expected, "{what}");
         }
-        let (_, code, message) = accounted(&job, &failed(), Duration::ZERO).unwrap();
+        let (_, code, message) = accounted(&job, &failed());
         assert!(code == Some(3) && message.contains("exit code 3"), "{message}");
     }
 
