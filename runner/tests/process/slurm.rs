@@ -263,7 +263,7 @@ fn a_cluster_that_hangs_leaves_room_for_those_who_look_at_jobs() {
     cluster.play("hang.sbatch", "");
     std::thread::scope(|scope| {
         let posts: Vec<_> = (0..40).map(|_| scope.spawn(|| served.post(&job("alice")))).collect();
-        until("sbatch hangs", || (cluster.called("sbatch").len() > 8).then_some(()), || served.log());
+        until("sbatch hangs", || (cluster.called("sbatch").len() > 5).then_some(()), || served.log());
         // Those who find no room are told so, after two seconds at most.
         until("16 are told", || (posts.iter().filter(|post| post.is_finished()).count() == 16).then_some(()), || served.log());
         let begin = Instant::now();
