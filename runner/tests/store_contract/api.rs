@@ -114,9 +114,6 @@ fn front_ends_get_503_in_time_while_etcd_is_silent_and_answers_when_it_is_back()
     let jobs = format!("{url}/jobs");
     assert_eq!(ask(&jobs, None).0, 200);
     server.freeze();
-    assert_eq!(ask(&jobs, None).0, 200, "what was heard a moment ago is still shown");
-    // Its last word is older than two seconds then.
-    thread::sleep(Duration::from_millis(2500));
     let own = fs::metadata("/proc/self").unwrap().uid();
     let user = if own == 0 { "nobody".to_owned() } else { own.to_string() };
     let submission = json!({"uid": user, "template-name": "template_sleeper.txt", "variables": {}});
