@@ -329,6 +329,22 @@ fn every_warning_and_error_of_the_log_is_explained_and_no_other() {
     );
 }
 
+#[test]
+fn the_figures_of_what_it_costs_are_those_that_were_measured_last() {
+    let recorded: Vec<Value> = serde_json::from_str(&read("tests/bench/recorded.json")).unwrap();
+    let (page, picture, bench) = (read("docs/performance.md"), read("docs/images/performance.svg"), read("tests/bench/main.rs"));
+    let shown = page.split("<!-- figures: begin -->\n").nth(1).unwrap().split("<!-- figures: end -->").next().unwrap();
+    let lines: Vec<&str> = shown.lines().filter(|line| line.starts_with("| ")).skip(2).collect();
+    let measured: Vec<&str> = recorded.iter().map(|figure| figure["line"].as_str().unwrap()).collect();
+    assert_eq!(lines, measured, "`BENCH_WRITE=1 make bench` writes both");
+    for row in bench.lines().filter_map(|line| Some(line.trim().strip_prefix("(\"")?.split('"').next().unwrap())) {
+        let there = |figure: &&Value| figure["row"].as_str().unwrap().split(' ').next() == Some(row);
+        let figure = recorded.iter().find(there).unwrap_or_else(|| panic!("{row} was not measured"));
+        assert!(picture.contains(&format!(">{}<", figure["row"].as_str().unwrap())), "{row} is not in the picture");
+        assert!(page.contains(&format!("\n| `{row}` | ")), "docs/performance.md does not say how {row} is measured");
+    }
+}
+
 /// All text of the tests.
 fn tests_text() -> String {
     let mut text = String::new();
