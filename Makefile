@@ -90,7 +90,7 @@ check: fmt deny
 	cargo clippy --workspace --all-targets --features bwvisu-tests/bed,bwvisu-runner/simulate -- -D warnings
 	RUSTDOCFLAGS='-D warnings' cargo doc --workspace --no-deps --quiet
 	if command -v shellcheck >/dev/null; then
-		shellcheck tests/bed tests/bed.d/*.bash tests/bed.d/check tests/bed.d/init tests/bed.d/foreign tests/install-packages tests/run tests/roots tests/matrix tests/packages tests/packages.d/systemd tests/src/docs/boot tests/src/docs/systemctl tests/bench/baselines/health tests/bench/baselines/keyhole-by-hand tests/bench/baselines/keyhole-seed tests/bench/baselines/post-32 tests/bench/baselines/post-one .ci/run runner/src/gateway/iptables/probe.sh
+		shellcheck tests/bed tests/bed.d/*.bash tests/bed.d/check tests/bed.d/init tests/bed.d/foreign tests/install-packages tests/run tests/roots tests/matrix tests/packages tests/packages.d/systemd tests/src/docs/boot tests/src/docs/systemctl tests/bench/baselines/health tests/bench/baselines/keyhole-by-hand tests/bench/baselines/keyhole-seed tests/bench/baselines/post-32 tests/bench/baselines/post-one .ci/run runner/src/gateway/iptables/probe.sh runner/src/gateway/iptables/write.sh
 		shellcheck packaging/about packaging/build-* packaging/install packaging/install.sh packaging/protoc packaging/remap packaging/deb/p*
 	else
 		echo 'NOT CHECKED: the shell scripts, since shellcheck is not installed' >&2
