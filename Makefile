@@ -16,7 +16,7 @@ help:
 	@echo 'make build   a static install folder in dist/, ready to be copied to another machine'
 	@echo 'make rpm     the same as an RPM in packages/; also: make deb, make tarball (with an install script), make source (for rpmbuild -ba)'
 	@echo 'make test    all tests, with a real cluster in network namespaces where this is root'
-	@echo 'make bench   what it costs beside ssh, sbatch, nc, iptables and peers (under 20 minutes, as root); BENCH_ROWS=post-one,client picks rows, BENCH_SHORT=1 is what CI runs'
+	@echo 'make bench   what it costs beside ssh, sbatch, nc, iptables and peers (under 20 minutes, as root); BENCH_ROWS=post-one,client picks rows, BENCH_SHORT=1 measures the cheap ones'
 	@echo 'make simulate  the runner with 10,000 jobs of a cluster that is played, started faster and faster (5 minutes; needs etcd): where it can follow no more'
 	@echo 'make matrix  the short way of a job with Slurm, etcd, ssh, iptables and nc of other releases (about 25 minutes, 2 GB); then make rpm twice from nothing (10 more)'
 	@echo 'make soak    ten minutes (SOAK_SECONDS) of random faults for three runners and three members of etcd; SOAK_SEED repeats them'
