@@ -150,6 +150,7 @@ fn stopping_lets_requests_in_flight_end_and_lets_nobody_in() {
         let stopping = thread::spawn(move || server.stop(Duration::from_secs(10)));
         while std::net::TcpStream::connect(address).is_ok() {
             assert!(start.elapsed() < Duration::from_millis(900), "nobody is let in");
+            thread::sleep(Duration::from_millis(5));
         }
         // Who could not know, on a kept connection or on a fresh one, still has a moment.
         for client in [&mut late, &mut silent] {
