@@ -1,7 +1,7 @@
 //! What front ends ask for: submit, describe, list, cancel.
 //!
-//! A submission is written down before the scheduler is asked, and again when it has answered. Whatever ends this program in between,
-//! the job's name in the scheduler leads back to the record; the watcher (`watch::jobs`) finishes what was cut off.
+//! A submission is written down before the scheduler gets anything of its script, and again when it has answered. Whatever ends this program in
+//! between, the job's name in the scheduler leads back to the record; the watcher (`watch::jobs`) finishes what was cut off.
 //!
 //! A front end that names its request (`Idempotency-Key`) may repeat it until it has an answer: all that it ever gets is one job.
 
@@ -14,7 +14,7 @@ use crate::domain::template::{BuiltIns, Template};
 use crate::domain::user::User;
 use crate::effect;
 use crate::error::{Error, ErrorKind, Result};
-use crate::scheduler::{Submission, Wanted};
+use crate::scheduler::{Before, Submission, Wanted};
 use crate::store::{Created, RepeatKey, Repeatable, Store, backup::Made};
 use crate::templates::TemplateFolder;
 use jiff::{SignedDuration, Timestamp};
@@ -208,20 +208,24 @@ impl Jobs {
         // All that can be wrong with the input shows now, before anything is written or asked of other machines.
         self.render(&template, &new.variables, 0, "user", "/home/user", "log")?;
         let user = cluster.user(&new.uid)?;
+        self.store.check_limit(&cluster.name, &user.name, self.jobs_per_user())?;
         let token = Token::from_bytes(random()?);
         let suffix = format!("{}{:08x}", self.installation()?, u32::from_be_bytes(random()?));
-        let build = |id| Job { repeatable: named.is_some(), ..new_job(cluster, id, new, &user, &token, &suffix) };
+        let job = new_job(cluster, self.store.new_id()?, new, &user, &token, &suffix);
+        let job = Job { repeatable: named.is_some(), ..job };
+        let script = self.script(&job, &template, cluster, &user, &token)?;
         let repeat = named.map(|named| RepeatKey { key: &named.key, body: &named.body, instead_of });
-        let job = match self.store.create_job((&cluster.name, &user.name), repeat, self.jobs_per_user(), build)? {
-            Created::New(job) => job,
-            Created::Before(_) => return Err(Error::unavailable("a request with this Idempotency-Key is under way; repeat it")),
-        };
-        log::info!("job {}: {} for {} as {}", job.id, job.template_name, job.user, job.name);
-        let submitted = match self.script(&job, &template, cluster, &user, &token) {
-            Ok(script) => self.place(cluster, &job, &user, &script),
-            Err(error) => self.rejected(&job, error),
-        };
+        let create = || self.create(&job, repeat);
+        let submitted = self.place(cluster, &job, &user, &script, &Before::new(&create));
         submitted.inspect_err(|error| log::warn!("job {}: {error}", job.id)).map(|job| job.id)
+    }
+
+    fn create(&self, job: &Job, repeat: Option<RepeatKey>) -> Result<()> {
+        match self.store.create_job(job, repeat, self.jobs_per_user())? {
+            Created::New => log::info!("job {}: {} for {} as {}", job.id, job.template_name, job.user, job.name),
+            Created::Before(_) => return Err(Error::unavailable("a request with this Idempotency-Key is under way; repeat it")),
+        }
+        Ok(())
     }
 
     /// What became of an earlier request with the same key.
@@ -333,12 +337,14 @@ impl Jobs {
         batch_script(&text, &setup, self.max_ports)
     }
 
-    /// Hands the script to the scheduler and writes down what came of it.
-    fn place(&self, cluster: &Cluster, job: &Job, user: &User, script: &str) -> Result<Job> {
+    /// Hands the script to the scheduler, writes the job down `before`, and what came of it.
+    fn place(&self, cluster: &Cluster, job: &Job, user: &User, script: &str, before: &Before) -> Result<Job> {
         let folder = cluster.home(user);
         let submission = Submission { name: &job.name, user, folder: &folder, log: &log_name(job.id), script };
-        match effect::around("submit", || cluster.scheduler.submit(&submission)) {
+        match effect::around("submit", || cluster.scheduler.submit(&submission, before)) {
             Ok(scheduler_job_id) => self.accepted(cluster, job, &scheduler_job_id),
+            // The scheduler got nothing of it, and nobody will ask for it.
+            Err(error) if !before.is_done() => Err(error),
             Err(error) if error.kind == ErrorKind::Unknown => self.find(cluster, job, &error),
             Err(error) => self.rejected(job, error),
         }

@@ -113,7 +113,7 @@ impl Node {
         self.noted(line, || {
             let deadline = Instant::now() + limit;
             let _session = self.session(deadline)?;
-            self.again_if_broken(deadline, || self.attempt(Whose::Ours, line, stdin, deadline))
+            self.again_if_broken(deadline, || self.attempt(Whose::Ours, line, stdin, deadline, &always))
         })
     }
 
@@ -123,16 +123,17 @@ impl Node {
         self.noted(line, || {
             let deadline = Instant::now() + limit;
             let _session = self.session_for_user(deadline)?;
-            self.again_if_broken(deadline, || self.attempt(Whose::Users, line, stdin, deadline))
+            self.again_if_broken(deadline, || self.attempt(Whose::Users, line, stdin, deadline, &always))
         })
     }
 
-    /// Like [`run_as_user`](Self::run_as_user), for what must not be done twice.
-    pub fn run_as_user_once(&self, line: &str, stdin: &[u8], limit: Duration) -> Result<Output> {
+    /// Like [`run_as_user`](Self::run_as_user), for what must not be done twice. While it starts, `go` is asked whether it is to have its input;
+    /// if not, it gets none. A command that is begun anew elsewhere asks again.
+    pub fn run_as_user_once(&self, line: &str, stdin: &[u8], limit: Duration, go: &dyn Fn() -> bool) -> Result<Output> {
         self.noted(line, || {
             let deadline = Instant::now() + limit;
             let _session = self.session_for_user(deadline)?;
-            self.attempt(Whose::Users, line, stdin, deadline)
+            self.attempt(Whose::Users, line, stdin, deadline, go)
         })
     }
 
@@ -173,14 +174,14 @@ impl Node {
     }
 
     /// Runs it in a shell, which is kept for the next one. Where it certainly did not begin, another shell is tried once.
-    fn attempt(&self, whose: Whose, line: &str, stdin: &[u8], deadline: Instant) -> Result<Output> {
+    fn attempt(&self, whose: Whose, line: &str, stdin: &[u8], deadline: Instant, go: &dyn Fn() -> bool) -> Result<Output> {
         if line.contains('\n') || stdin.contains(&0) {
             return Err(Error::internal("a command of several lines, or a zero byte in its input, cannot be sent"));
         }
         let mut again = true;
         loop {
             let mut kept = self.channel(deadline)?;
-            let broken = match kept.shell.run(whose, line, stdin, deadline) {
+            let broken = match kept.shell.run_if(whose, line, stdin, deadline, go) {
                 Ok(output) => {
                     self.keep(kept);
                     return Ok(output);
@@ -372,6 +373,10 @@ impl Node {
         }
         command
     }
+}
+
+fn always() -> bool {
+    true
 }
 
 /// The beginning of a command, on one line. No secret is ever in a command.

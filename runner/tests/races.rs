@@ -11,7 +11,7 @@ use bwvisu_runner::domain::user::User;
 use bwvisu_runner::error::{Error, Result};
 use bwvisu_runner::gateway::{Gateway, Installed, Probe, Rule, Target};
 use bwvisu_runner::keyhole::Keyhole;
-use bwvisu_runner::scheduler::{Scheduler, Submission, Wanted};
+use bwvisu_runner::scheduler::{Before, Scheduler, Submission, Wanted};
 use bwvisu_runner::store::embedded::Embedded;
 use bwvisu_runner::store::{Backend, Change, Created, Store, Versioned};
 use bwvisu_runner::watch::{jobs::JobsWatch, keyhole::KeyholeWatch};
@@ -65,7 +65,7 @@ struct OneJob {
 }
 
 impl Scheduler for OneJob {
-    fn submit(&self, _submission: &Submission) -> Result<String> {
+    fn submit(&self, _submission: &Submission, _before: &Before) -> Result<String> {
         Err(Error::internal("nothing is submitted here"))
     }
 
@@ -213,7 +213,8 @@ impl World {
     }
 
     fn job(&self) -> u64 {
-        let build = |id| Job {
+        let id = self.store().new_id().unwrap();
+        let job = Job {
             cluster: "default".into(),
             id,
             user: "alice".into(),
@@ -222,10 +223,8 @@ impl World {
             scheduler_job_id: Some("41".into()),
             ..Job::default()
         };
-        match self.store().create_job(("default", "alice"), None, 99, build).unwrap() {
-            Created::New(job) => job.id,
-            Created::Before(before) => panic!("{before:?}"),
-        }
+        assert_eq!(self.store().create_job(&job, None, 99).unwrap(), Created::New);
+        id
     }
 
     fn state(&self, job: u64) -> State {

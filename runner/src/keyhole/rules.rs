@@ -37,8 +37,8 @@ impl Keyhole {
     }
 
     fn release_all(&self, closings: &[Closing]) -> Result<()> {
+        self.store.release_all(closings)?;
         for closing in closings {
-            self.store.release(closing)?;
             log::info!("keyhole: job {}: forwardings removed from {}", closing.job, closing.gateway);
         }
         Ok(())

@@ -5,7 +5,8 @@ pub mod slurm;
 
 use crate::domain::job::{Ended, Job, Seen};
 use crate::domain::user::User;
-use crate::error::Result;
+use crate::error::{Error, Result};
+use std::cell::OnceCell;
 use std::collections::HashMap;
 
 /// One batch job to be submitted.
@@ -21,6 +22,39 @@ pub struct Submission<'a> {
     pub log: &'a str,
     /// The batch script. It holds a token: it goes by standard input, never into an argument or a file of ours.
     pub script: &'a str,
+}
+
+/// What is done once, before something else.
+pub struct Before<'a> {
+    act: &'a dyn Fn() -> Result<()>,
+    done: OnceCell<Result<()>>,
+}
+
+impl<'a> Before<'a> {
+    /// This.
+    pub fn new(act: &'a dyn Fn() -> Result<()>) -> Self {
+        Self { act, done: OnceCell::new() }
+    }
+
+    /// Nothing.
+    pub fn nothing() -> Self {
+        Self::new(&|| Ok(()))
+    }
+
+    /// Does it, or says again what came of it.
+    pub fn run(&self) -> Result<()> {
+        self.done.get_or_init(self.act).clone()
+    }
+
+    /// Whether it is done, successfully.
+    pub fn is_done(&self) -> bool {
+        matches!(self.done.get(), Some(Ok(())))
+    }
+
+    /// Why it could not be done.
+    pub fn failure(&self) -> Option<&Error> {
+        self.done.get()?.as_ref().err()
+    }
 }
 
 /// A job that a look is for.
@@ -40,11 +74,13 @@ impl From<&Job> for Wanted {
 
 /// What the verbs ask of a scheduler.
 pub trait Scheduler: Send + Sync {
-    /// Submits a job and returns the scheduler's id.
+    /// Submits a job and returns the scheduler's id. `before` is called at most once, when all is ready, and before the scheduler gets anything
+    /// of the script: if it fails, nothing is submitted, and its error is returned. So what it does takes no time of its own where the
+    /// scheduler's programs are still starting.
     ///
     /// Errors: `Unavailable` when nobody took it and nothing happened, `BadGateway` when the scheduler refused it,
     /// `Unknown` when it may or may not have been taken: then it must be looked for by its name before anything else.
-    fn submit(&self, submission: &Submission) -> Result<String>;
+    fn submit(&self, submission: &Submission, before: &Before) -> Result<String>;
 
     /// Ends a job. Fine if it has ended already.
     fn cancel(&self, user: &str, scheduler_job_id: &str) -> Result<()>;

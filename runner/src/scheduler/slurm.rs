@@ -8,7 +8,7 @@
 mod accounts;
 pub(crate) mod squeue;
 
-use super::{Scheduler, Submission, Wanted};
+use super::{Before, Scheduler, Submission, Wanted};
 use crate::command::Output;
 use crate::domain::job::{Ended, Seen};
 use crate::domain::shell;
@@ -123,9 +123,15 @@ impl CommandNode {
 }
 
 impl Scheduler for Slurm {
-    fn submit(&self, submission: &Submission) -> Result<String> {
+    fn submit(&self, submission: &Submission, before: &Before) -> Result<String> {
         let line = sbatch_line(submission);
-        self.first_answer(|node| node.run_as_user_once(&line, submission.script.as_bytes(), SUBMIT_LIMIT), judge_sbatch)
+        let script = submission.script.as_bytes();
+        let judge = |output: &Output| match before.failure() {
+            // No other node is to be asked.
+            Some(error) => Ok(Err(error.clone())),
+            None => judge_sbatch(output).map(Ok),
+        };
+        self.first_answer(|node| node.run_as_user_once(&line, script, SUBMIT_LIMIT, &|| before.run().is_ok()), judge)?
     }
 
     fn cancel(&self, user: &str, scheduler_job_id: &str) -> Result<()> {

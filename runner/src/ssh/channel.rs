@@ -19,7 +19,8 @@
 //!
 //! The last bytes of that input, the mark, are held back until the other side has said that it begins (`MARK ready` on standard output, before
 //! anything else). So it is certain of a command that acts on its input that nothing happened where that word never came: in a shell whose
-//! machine has died since it was last used.
+//! machine has died since it was last used. Whether it is to begin may be asked meanwhile: where the answer is no, other bytes stand in the
+//! place of the mark, and it gets none of its input.
 
 use crate::command::{self, MAX_OUTPUT, Output};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -142,13 +143,24 @@ impl Channel {
 
     /// Runs `line` (no newline in it) with `input` (no NUL in it) as its standard input. After an error the channel is of no more use.
     pub fn run(&mut self, whose: Whose, line: &str, input: &[u8], deadline: Instant) -> Result<Output, Broken> {
+        self.run_if(whose, line, input, deadline, &|| true)
+    }
+
+    /// The same; a user's command gets its input if `go` says so, which is asked while it starts.
+    pub fn run_if(
+        &mut self,
+        whose: Whose,
+        line: &str,
+        input: &[u8],
+        deadline: Instant,
+        go: &dyn Fn() -> bool,
+    ) -> Result<Output, Broken> {
         let mark = mark().map_err(Broken::Ended)?;
         let mut request = format!("{mark} {} {} {line}\n", input.len() + mark.len(), whose.word()).into_bytes();
         request.extend_from_slice(input);
         request.extend_from_slice(mark.as_bytes());
-        let held = if whose == Whose::Users { mark.len() } else { 0 };
-        let mut exchange = Exchange { held, ..Exchange::new(&mark, request, whose.most_output()) };
-        let carried = exchange.carry(self.stdin.as_fd(), self.stdout.as_fd(), self.stderr.as_fd(), deadline);
+        let mut exchange = Exchange::new(&mark, request, whose);
+        let carried = exchange.carry(self.stdin.as_fd(), self.stdout.as_fd(), self.stderr.as_fd(), deadline, go);
         carried.map_err(|broken| exchange.judge(broken))?;
         self.heard = Instant::now();
         exchange.output()
@@ -168,8 +180,12 @@ struct Exchange {
     /// More bytes on a stream are too many.
     most: u64,
     sent: usize,
-    /// So many of the last bytes wait until the other side begins.
+    /// So many of the last bytes wait until the other side begins, and somebody was asked whether it is to.
     held: usize,
+    /// The other side has said that it begins.
+    begun: bool,
+    /// Since when it was to begin, as far as we are concerned.
+    asked: Option<Instant>,
     stdout: Vec<u8>,
     stderr: Vec<u8>,
     /// Standard output and standard error have come to their end.
@@ -177,29 +193,39 @@ struct Exchange {
 }
 
 impl Exchange {
-    fn new(mark: &str, request: Vec<u8>, most: u64) -> Self {
+    fn new(mark: &str, request: Vec<u8>, whose: Whose) -> Self {
         Self {
             mark: mark.to_owned(),
             request,
-            most,
+            most: whose.most_output(),
             sent: 0,
-            held: 0,
+            held: if whose == Whose::Users { mark.len() } else { 0 },
+            begun: false,
+            asked: None,
             stdout: Vec::new(),
             stderr: Vec::new(),
             ended: (false, false),
         }
     }
 
-    fn carry(&mut self, stdin: BorrowedFd, stdout: BorrowedFd, stderr: BorrowedFd, deadline: Instant) -> Result<(), Broken> {
+    fn carry(
+        &mut self,
+        stdin: BorrowedFd,
+        stdout: BorrowedFd,
+        stderr: BorrowedFd,
+        deadline: Instant,
+        go: &dyn Fn() -> bool,
+    ) -> Result<(), Broken> {
         let broken = |error: Errno, words: &[u8]| match error {
             Errno::FBIG => Broken::Ended("it printed more than is taken".into()),
             _ => Broken::Ended(format!("{error} {}", String::from_utf8_lossy(words))),
         };
-        let begin = deadline.min(Instant::now() + BEGIN_LIMIT);
+        let begun = Instant::now();
         while !self.answered() {
             if self.ended == (true, true) {
                 return Err(Broken::Ended(String::from_utf8_lossy(&self.stderr).into_owned()));
             }
+            let begin = deadline.min(self.asked.unwrap_or(begun) + BEGIN_LIMIT);
             self.wait(stdin, stdout, stderr, if self.held > 0 { begin } else { deadline })?;
             let due = self.due();
             if self.sent < due {
@@ -213,9 +239,23 @@ impl Exchange {
             }
             self.ended.0 = take(stdout, &mut self.stdout, self.most).map_err(|error| broken(error, &self.stderr))?;
             self.ended.1 = take(stderr, &mut self.stderr, self.most).map_err(|error| broken(error, &self.stderr))?;
-            self.release();
+            self.note_beginning();
+            if self.held > 0 && self.sent > 0 && self.asked.is_none() {
+                self.ask(go);
+            }
+            if self.begun && self.asked.is_some() {
+                self.held = 0;
+            }
         }
         Ok(())
+    }
+
+    fn ask(&mut self, go: &dyn Fn() -> bool) {
+        if !go() {
+            let mark = self.request.len() - self.held;
+            self.request[mark..].fill(b'-');
+        }
+        self.asked = Some(Instant::now());
     }
 
     /// So many bytes may be sent.
@@ -223,15 +263,16 @@ impl Exchange {
         self.request.len() - self.held
     }
 
-    /// Nothing is held back any longer when the other side has begun. What it said before that word is not the command's.
-    fn release(&mut self) {
+    /// Whether the other side has begun. What it said before that word is not the command's.
+    fn note_beginning(&mut self) {
         let word = format!("{} ready\n", self.mark);
         let said = |at: &usize| self.stdout[*at..].starts_with(word.as_bytes());
         if self.held > 0
+            && !self.begun
             && let Some(at) = (0..self.stdout.len()).find(said)
         {
             self.stdout.drain(..at + word.len());
-            self.held = 0;
+            self.begun = true;
         }
     }
 

@@ -210,3 +210,24 @@ fn megabytes_come_through_both_ways() {
         assert_eq!((output.stdout.len(), output.stderr.len()), (200_000, 200_000), "{shell}");
     });
 }
+
+#[test]
+fn a_users_command_gets_its_input_only_when_somebody_says_so_while_it_starts() {
+    with_each_shell(|channel, folder, shell| {
+        for (go, received) in [(true, "a script\n"), (false, "")] {
+            let asked = std::cell::Cell::new(0);
+            let ask = || {
+                asked.set(asked.get() + 1);
+                std::thread::sleep(Duration::from_millis(100));
+                assert_eq!(std::fs::read_to_string(folder.join("received")).unwrap_or_default(), "", "{shell}: not before");
+                go
+            };
+            let line = "cat >received; echo done";
+            let output = channel.run_if(Whose::Users, line, b"a script\n", soon(), &ask).unwrap();
+            assert_eq!((output.stdout.as_str(), asked.get()), ("done\n", 1), "{shell}");
+            assert_eq!(std::fs::read_to_string(folder.join("received")).unwrap(), received, "{shell}");
+            std::fs::remove_file(folder.join("received")).unwrap();
+        }
+        assert_eq!(run(channel, Whose::Users, "echo next").stdout, "next\n", "{shell}: it is still of use");
+    });
+}

@@ -106,11 +106,9 @@ fn store_with_a_job(path: &Path) {
 }
 
 fn create(store: &Store) -> u64 {
-    let build = |id| Job { id, cluster: "default".into(), user: "alice".into(), ..Job::default() };
-    match store.create_job(("default", "alice"), None, 100, build).unwrap() {
-        Created::New(job) => job.id,
-        Created::Before(before) => panic!("{before:?}"),
-    }
+    let job = Job { id: store.new_id().unwrap(), cluster: "default".into(), user: "alice".into(), ..Job::default() };
+    assert_eq!(store.create_job(&job, None, 100).unwrap(), Created::New);
+    job.id
 }
 
 fn everything(path: &Path) -> Vec<Entry> {

@@ -132,11 +132,11 @@ impl Store {
 
     /// The same for several on one gateway, in as few changes as they fit into; what one of them does not get is none of the others' business.
     pub fn claim_all(&self, grants: &[Grant]) -> Result<Vec<bool>> {
-        let _turn = self.turn()?;
+        let _turn = grants.first().map(|grant| self.turn(&grant.gateway)).transpose()?;
         let mut claimed = Vec::with_capacity(grants.len());
         while claimed.len() < grants.len() {
             let left = &grants[claimed.len()..];
-            let fitting = &left[..fitting(left)];
+            let fitting = &left[..fitting(left, |grant| (grant.blocks(), &grant.nodes))];
             claimed.extend(self.repeat(|| self.try_to_claim(fitting))?);
         }
         Ok(claimed)
@@ -226,7 +226,7 @@ impl Store {
     }
 
     fn close_if(&self, grant: &Grant, may_close: impl Fn(&Grant) -> bool) -> Result<Option<Closing>> {
-        let _turn = self.turn()?;
+        let _turn = self.turn(&grant.gateway)?;
         let key = keys::grant(&grant.cluster, grant.job);
         self.repeat(|| {
             let (current, version) = self.read::<Grant>(&key)?;
@@ -252,26 +252,48 @@ impl Store {
 
     /// The rules are gone from the gateway: the ports are free. Fine if that is so already.
     pub fn release(&self, closing: &Closing) -> Result<()> {
-        let _turn = self.turn()?;
-        let key = keys::closing(&closing.cluster, &closing.gateway, closing.first_port());
-        self.repeat(|| {
-            let (current, version) = self.read::<Closing>(&key)?;
-            if current.as_ref() != Some(closing) {
-                return Ok(Some(()));
+        self.release_all(std::slice::from_ref(closing))
+    }
+
+    /// The same for several on one gateway, in as few changes as they fit into.
+    pub fn release_all(&self, closings: &[Closing]) -> Result<()> {
+        let _turn = closings.first().map(|closing| self.turn(&closing.gateway)).transpose()?;
+        let mut left = closings;
+        while !left.is_empty() {
+            let (fitting, rest) = left.split_at(fitting(left, |closing| (closing.blocks(), &closing.nodes)));
+            self.repeat(|| self.try_to_release(fitting))?;
+            left = rest;
+        }
+        Ok(())
+    }
+
+    fn try_to_release(&self, closings: &[Closing]) -> Result<Option<()>> {
+        let key = |closing: &Closing| keys::closing(&closing.cluster, &closing.gateway, closing.first_port());
+        let wanted: Vec<String> = closings.iter().map(key).collect();
+        let found = self.recent_all(&wanted)?;
+        let (mut change, mut open) = (Change::default(), Vec::new());
+        for ((closing, key), found) in closings.iter().zip(wanted).zip(&found) {
+            let (current, version) = read_one::<Closing>(&key, found.as_ref())?;
+            if current.as_ref() == Some(closing) {
+                change.expect.push((key.clone(), version));
+                change.delete.push(key);
+                self.end_trace(closing, &mut change)?;
+                open.push(closing);
             }
-            let mut ledger = self.ledger(&closing.cluster, &closing.gateway, &closing.blocks(), &closing.nodes)?;
-            ledger.remove(closing);
-            let mut change = Change { expect: vec![(key.clone(), version)], delete: vec![key.clone()], ..Change::default() };
-            ledger.write(&closing.cluster, &mut change)?;
-            self.end_trace(closing, &mut change)?;
-            Ok(self.commit("release", &change)?.then_some(()))
-        })
+        }
+        let Some(Closing { cluster, gateway, .. }) = open.first() else { return Ok(Some(())) };
+        let blocks = open.iter().flat_map(|closing| closing.blocks()).collect();
+        let nodes: Vec<String> = open.iter().flat_map(|closing| closing.nodes.iter().cloned()).collect();
+        let mut ledger = self.ledger(cluster, gateway, &blocks, &nodes)?;
+        open.iter().for_each(|closing| ledger.remove(closing));
+        ledger.write(cluster, &mut change)?;
+        Ok(self.commit("release", &change)?.then_some(()))
     }
 
     /// Moves a grant to another gateway in one step: `to` holds the ports there, and what `from` had on its gateway is closing. `false`
     /// when the grant has changed or ended meanwhile, or an external port is taken there.
     pub fn move_grant(&self, from: &Grant, to: &Grant) -> Result<bool> {
-        let _turn = self.turn()?;
+        let _turn = self.turn(&to.gateway)?;
         let key = keys::grant(&from.cluster, from.job);
         self.repeat(|| {
             let (current, version) = self.read::<Grant>(&key)?;
@@ -336,15 +358,17 @@ impl Store {
     }
 }
 
-/// How many of these grants fit into one change: each has a key of its own, an open trace, and perhaps one that ends; the ledgers are shared.
-fn fitting(grants: &[Grant]) -> usize {
+/// How many grants or closings fit into one change: each has a key of its own, an open trace, and perhaps one that ends; the ledgers of their
+/// blocks and nodes are shared.
+fn fitting<'a, T>(items: &'a [T], touches: impl Fn(&'a T) -> (BTreeSet<u16>, &'a [String])) -> usize {
     let mut ledgers = (BTreeSet::new(), BTreeSet::new());
-    let fits = |(count, grant): &(usize, &Grant)| {
-        ledgers.0.extend(grant.blocks());
-        ledgers.1.extend(buckets(&grant.nodes));
+    let fits = |(count, item): &(usize, &'a T)| {
+        let (blocks, nodes) = touches(item);
+        ledgers.0.extend(blocks);
+        ledgers.1.extend(buckets(nodes));
         *count == 0 || 3 * (count + 1) + ledgers.0.len() + ledgers.1.len() + 2 <= MOST_KEYS
     };
-    grants.iter().enumerate().take_while(fits).count()
+    items.iter().enumerate().take_while(fits).count()
 }
 
 /// Adds to `change` that nobody drains a gateway meanwhile.

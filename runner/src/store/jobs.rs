@@ -7,7 +7,8 @@ use crate::error::{Error, Result};
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeSet;
-use std::sync::Arc;
+use std::ops::Range;
+use std::sync::{Arc, MutexGuard, PoisonError};
 
 /// The next job id, for all clusters together.
 #[derive(Serialize, Deserialize)]
@@ -92,43 +93,83 @@ pub struct RepeatKey<'a> {
     pub instead_of: Option<u64>,
 }
 
+/// So many ids are taken from the counter at once.
+const IDS_AT_ONCE: u64 = 10;
+
+impl Owner {
+    fn check(&self, limit: usize) -> Result<()> {
+        let (user, count) = (&self.user, self.jobs.len());
+        if count < limit {
+            return Ok(());
+        }
+        Err(Error::busy(format!("user {user} has {count} jobs that are not finished, and may have {limit} at a time")))
+    }
+}
+
 /// What came of [`Store::create_job`].
 #[derive(Debug, PartialEq)]
 pub enum Created {
     /// A new job.
-    New(Box<Job>),
+    New,
     /// The request was made before.
     Before(Repeatable),
 }
 
 impl Store {
-    /// Writes down a new job of `user`, which `build` makes from its id, unless there was a job for the same key before. `Busy` when the user
+    /// The id for a new job, of those that were taken from the counter for the next few, so that most jobs cost no change of it. What a
+    /// program has taken and not used is never used: ids grow, and may leave some out.
+    pub fn new_id(&self) -> Result<u64> {
+        if let Some(id) = self.next_id() {
+            return Ok(id);
+        }
+        let _turn = self.turn(keys::COUNTER)?;
+        if let Some(id) = self.next_id() {
+            return Ok(id);
+        }
+        let first = self.repeat(|| {
+            let (counter, version) = self.read::<Counter>(keys::COUNTER)?;
+            let first = counter.map_or(1, |counter| counter.next);
+            let mut change = Change { expect: vec![(keys::COUNTER.into(), version)], ..Change::default() };
+            put(&mut change, keys::COUNTER, &Counter { version: 1, next: first + IDS_AT_ONCE })?;
+            Ok(self.commit("take-ids", &change)?.then_some(first))
+        })?;
+        *self.ids() = first + 1..first + IDS_AT_ONCE;
+        Ok(first)
+    }
+
+    fn next_id(&self) -> Option<u64> {
+        self.ids().next()
+    }
+
+    fn ids(&self) -> MutexGuard<'_, Range<u64>> {
+        self.ids.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Writes down a new job, whose id is from [`new_id`](Self::new_id), unless there was a job for the same key before. `Busy` when its user
     /// has `limit` unfinished jobs already.
-    pub fn create_job(
-        &self,
-        (cluster, user): (&str, &str),
-        repeat: Option<RepeatKey>,
-        limit: usize,
-        build: impl Fn(u64) -> Job,
-    ) -> Result<Created> {
-        let _turn = self.turn()?;
+    pub fn create_job(&self, job: &Job, repeat: Option<RepeatKey>, limit: usize) -> Result<Created> {
+        let (cluster, key) = (job.cluster.as_str(), keys::job(&job.cluster, job.id));
+        let _turn = self.turn(&keys::owner(cluster, &job.user))?;
         self.repeat(|| {
             let mut change = Change::default();
             if let Some(before) = self.check_key(cluster, repeat, &mut change)? {
                 return Ok(Some(Created::Before(before)));
             }
-            let (counter, version) = self.read::<Counter>(keys::COUNTER)?;
-            let id = counter.map_or(1, |counter| counter.next);
-            change.expect.push((keys::COUNTER.into(), version));
-            put(&mut change, keys::COUNTER, &Counter { version: 1, next: id + 1 })?;
-            self.own(cluster, user, id, limit, &mut change)?;
-            let job = build(id);
-            let key = keys::job(cluster, id);
+            if self.read::<Job>(&key)?.0.is_some() {
+                return Err(self.ids_are_taken());
+            }
+            self.own(job, limit, &mut change)?;
             change.expect.push((key.clone(), 0));
-            put(&mut change, &key, &job)?;
-            put_key(cluster, repeat, id, &mut change)?;
-            Ok(self.commit("create-job", &change)?.then(|| Created::New(Box::new(job))))
+            put(&mut change, &key, job)?;
+            put_key(cluster, repeat, job.id, &mut change)?;
+            Ok(self.commit("create-job", &change)?.then_some(Created::New))
         })
+    }
+
+    /// The database was put back to what it was a while ago, with a counter that begins again.
+    fn ids_are_taken(&self) -> Error {
+        *self.ids() = 0..0;
+        Error::unavailable("the database gave the same job id twice: it has been put back, it seems; try again")
     }
 
     /// What was made before for a key with this digest.
@@ -148,21 +189,25 @@ impl Store {
         Ok(None)
     }
 
-    /// Adds to `change` that the user has one job more.
-    fn own(&self, cluster: &str, user: &str, id: u64, limit: usize, change: &mut Change) -> Result<()> {
-        let key = keys::owner(cluster, user);
-        let (owner, version) = self.read::<Owner>(&key)?;
-        let mut owner =
-            owner.unwrap_or_else(|| Owner { version: 1, cluster: cluster.into(), user: user.into(), jobs: BTreeSet::new() });
-        if owner.jobs.len() >= limit {
-            let count = owner.jobs.len();
-            return Err(Error::busy(format!(
-                "user {user} has {count} jobs that are not finished, and may have {limit} at a time"
-            )));
-        }
-        owner.jobs.insert(id);
+    /// Adds to `change` that the job's user has one more.
+    fn own(&self, job: &Job, limit: usize, change: &mut Change) -> Result<()> {
+        let key = keys::owner(&job.cluster, &job.user);
+        let (mut owner, version) = self.owner(&job.cluster, &job.user)?;
+        owner.check(limit)?;
+        owner.jobs.insert(job.id);
         change.expect.push((key.clone(), version));
         put(change, &key, &owner)
+    }
+
+    fn owner(&self, cluster: &str, user: &str) -> Result<(Owner, u64)> {
+        let (owner, version) = self.read::<Owner>(&keys::owner(cluster, user))?;
+        let none = || Owner { version: 1, cluster: cluster.into(), user: user.into(), jobs: BTreeSet::new() };
+        Ok((owner.unwrap_or_else(none), version))
+    }
+
+    /// `Busy` when a user has `limit` unfinished jobs, by what is known here.
+    pub fn check_limit(&self, cluster: &str, user: &str, limit: usize) -> Result<()> {
+        self.owner(cluster, user)?.0.check(limit)
     }
 
     /// Adds to `change` that the user has this job no longer.

@@ -27,7 +27,9 @@ use crate::domain::summary::Summary;
 use crate::effect;
 use crate::error::{Error, Result};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
-use std::sync::Arc;
+use std::hash::{DefaultHasher, Hash, Hasher};
+use std::ops::Range;
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 use turns::{Turn, Turns};
 
@@ -91,6 +93,9 @@ const RECORD_VERSION: u32 = 2;
 /// How often a change is made again after somebody else was faster. Each time somebody got on, so this is hardly ever reached.
 const ATTEMPTS: usize = 200;
 
+/// So many different records may be changed at the same time, where changes take turns.
+const TURNS: usize = 64;
+
 /// How long a verb waits for its turn, and for how long it begins another attempt: with one attempt's own calls on top, no verb
 /// takes longer than a request may, however slow the database is.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -98,8 +103,10 @@ const PATIENCE: Duration = Duration::from_secs(10);
 /// The verbs that the rest of the program uses.
 pub struct Store {
     backend: Box<dyn Backend>,
-    /// Takes turns where threads of one program would only defeat each other's changes.
-    turns: Turns,
+    /// Taken where threads of one program would only defeat each other's changes.
+    turns: [Turns; TURNS],
+    /// Ids for the next jobs, which nobody else gives away.
+    ids: Mutex<Range<u64>>,
     summaries: memo::Memo<Summary>,
     grants: memo::Memo<Grant>,
 }
@@ -109,7 +116,8 @@ impl Store {
     pub fn new(backend: Box<dyn Backend>) -> Self {
         Self {
             backend: Box::new(measured::Measured(backend)),
-            turns: Turns::default(),
+            turns: std::array::from_fn(|_| Turns::default()),
+            ids: Mutex::default(),
             summaries: memo::Memo::default(),
             grants: memo::Memo::default(),
         }
@@ -140,8 +148,11 @@ impl Store {
         effect::around(effect, || self.backend.commit(change))
     }
 
-    fn turn(&self) -> Result<Turn<'_>> {
-        self.turns.take(PATIENCE)
+    /// A turn at records that are called `what`. Whoever changes others does not wait for it, apart from a few that share a turn by chance.
+    fn turn(&self, what: &str) -> Result<Turn<'_>> {
+        let mut hasher = DefaultHasher::new();
+        what.hash(&mut hasher);
+        self.turns[hasher.finish() as usize % TURNS].take(PATIENCE)
     }
 
     /// Calls `attempt` until it has got its change in.

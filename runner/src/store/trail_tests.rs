@@ -19,11 +19,9 @@ fn store() -> (tempfile::TempDir, Store) {
 }
 
 fn create(store: &Store, user: &str) -> u64 {
-    let build = |id| Job { id, cluster: "default".into(), user: user.into(), ..Job::default() };
-    match store.create_job(("default", user), None, usize::MAX, build).unwrap() {
-        Created::New(job) => job.id,
-        Created::Before(before) => panic!("made before: {before:?}"),
-    }
+    let job = Job { id: store.new_id().unwrap(), cluster: "default".into(), user: user.into(), ..Job::default() };
+    assert_eq!(store.create_job(&job, None, usize::MAX).unwrap(), Created::New);
+    job.id
 }
 
 fn grant(job: u64, gateway: &str, external: u16, run: u32) -> Grant {

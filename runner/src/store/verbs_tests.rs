@@ -20,14 +20,13 @@ fn job(id: u64) -> Job {
 }
 
 fn create(store: &Store) -> u64 {
-    made(store.create_job(("default", "alice"), None, usize::MAX, job).unwrap())
+    let id = store.new_id().unwrap();
+    assert_eq!(store.create_job(&owned(id, "alice"), None, usize::MAX).unwrap(), Created::New);
+    id
 }
 
-fn made(created: Created) -> u64 {
-    match created {
-        Created::New(job) => job.id,
-        Created::Before(before) => panic!("made before: {before:?}"),
-    }
+fn owned(id: u64, user: &str) -> Job {
+    Job { user: user.into(), ..job(id) }
 }
 
 /// How many ports each of these gateways forwards.
@@ -62,6 +61,28 @@ fn ids_are_counted_up_from_one_also_by_many_at_once() {
         threads.into_iter().flat_map(|thread| thread.join().unwrap()).collect::<BTreeSet<_>>()
     });
     assert_eq!(ids, (1..=40).collect());
+}
+
+#[test]
+fn programs_on_one_database_never_give_the_same_id_also_after_it_was_put_back() {
+    let folder = tempfile::tempdir().unwrap();
+    let open = || Store::new(Box::new(Embedded::open(&folder.path().join("store.redb")).unwrap()));
+    let first = open();
+    assert_eq!([create(&first), create(&first)], [1, 2]);
+    drop(first);
+    // What the first one took and did not use is left out.
+    let second = open();
+    let other = create(&second);
+    assert!(other > 2, "{other}");
+    // As if the counter began again: nobody's job is overwritten, and the next try gets an id of its own.
+    let beyond = owned(other + 1, "bob");
+    second.create_job(&beyond, None, usize::MAX).unwrap();
+    let id = second.new_id().unwrap();
+    assert_eq!(id, beyond.id);
+    let refused = second.create_job(&owned(id, "alice"), None, usize::MAX).unwrap_err();
+    assert!(refused.kind == ErrorKind::Unavailable && refused.message.contains("put back"), "{refused}");
+    assert_eq!(second.job(&["default"], id).unwrap().unwrap().user, "bob");
+    assert!(create(&second) > id);
 }
 
 #[test]
@@ -180,17 +201,17 @@ fn a_moved_grant_holds_its_ports_for_both_gateways_until_the_old_rules_are_gone(
 #[test]
 fn a_key_gives_the_same_job_and_another_only_in_place_of_one_that_was_rejected() {
     let (_folder, store) = store();
-    let create = |body, instead_of| {
+    let create = |id, body, instead_of| {
         let repeat = RepeatKey { key: "k", body, instead_of };
-        store.create_job(("default", "alice"), Some(repeat), usize::MAX, job).unwrap()
+        store.create_job(&owned(id, "alice"), Some(repeat), usize::MAX).unwrap()
     };
-    assert_eq!(made(create("b", None)), 1);
+    assert_eq!(create(1, "b", None), Created::New);
     for body in ["b", "c"] {
-        let Created::Before(before) = create(body, None) else { panic!("a second job") };
+        let Created::Before(before) = create(2, body, None) else { panic!("a second job") };
         assert_eq!((before.job, before.body.as_str()), (1, "b"));
     }
-    assert!(matches!(create("b", Some(7)), Created::Before(_)), "that is not what was made");
-    assert_eq!(made(create("b", Some(1))), 2);
+    assert!(matches!(create(2, "b", Some(7)), Created::Before(_)), "that is not what was made");
+    assert_eq!(create(2, "b", Some(1)), Created::New);
     assert_eq!(store.repeatable("default", "k").unwrap().unwrap().job, 2);
     assert_eq!(store.remove_keys("default", Timestamp::MAX).unwrap(), 1);
     assert_eq!(store.repeatable("default", "k").unwrap(), None);
@@ -201,7 +222,8 @@ fn the_same_key_at_the_same_time_makes_one_job() {
     let (_folder, store) = store();
     let create = || {
         let repeat = RepeatKey { key: "k", body: "b", instead_of: None };
-        matches!(store.create_job(("default", "alice"), Some(repeat), usize::MAX, job), Ok(Created::New(_)))
+        let job = owned(store.new_id().unwrap(), "alice");
+        matches!(store.create_job(&job, Some(repeat), usize::MAX), Ok(Created::New))
     };
     let made = std::thread::scope(|scope| {
         let threads: Vec<_> = (0..8).map(|_| scope.spawn(create)).collect();
@@ -214,8 +236,8 @@ fn the_same_key_at_the_same_time_makes_one_job() {
 fn a_user_has_no_more_jobs_than_the_limit_until_one_has_finished() {
     let (_folder, store) = store();
     let create = |user: &'static str| {
-        let build = move |id| Job { user: user.into(), ..job(id) };
-        store.create_job(("default", user), None, 2, build).map(made)
+        let id = store.new_id().unwrap();
+        store.create_job(&owned(id, user), None, 2).map(|_| id)
     };
     let first = create("alice").unwrap();
     create("alice").unwrap();
@@ -283,8 +305,8 @@ fn many_claims_at_once_never_share_a_port() {
 #[test]
 fn a_record_of_a_newer_program_is_left_alone() {
     let (_folder, store) = store();
-    let newer = |id| Job { version: RECORD_VERSION + 1, ..job(id) };
-    let id = made(store.create_job(("default", "alice"), None, usize::MAX, newer).unwrap());
-    let error = store.update_job("default", id, "test", |job| job.message.clear()).unwrap_err();
+    let newer = Job { version: RECORD_VERSION + 1, ..owned(1, "alice") };
+    store.create_job(&newer, None, usize::MAX).unwrap();
+    let error = store.update_job("default", 1, "test", |job| job.message.clear()).unwrap_err();
     assert!(error.message.contains("upgrade"), "{error}");
 }

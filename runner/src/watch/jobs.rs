@@ -6,6 +6,7 @@
 mod looks;
 mod plan;
 
+use super::crowd;
 use crate::cluster::Cluster;
 use crate::domain::job::{Job, Phase, Seen, State};
 use crate::domain::summary::Summary;
@@ -95,18 +96,20 @@ impl JobsWatch {
         self.forget_others(&jobs);
         let since_last =
             self.last_good_look.replace(Instant::now()).map_or(Duration::ZERO, |last| last.elapsed().min(LONGEST_GAP));
-        let mut gone = Vec::new();
+        let (mut seen, mut gone) = (Vec::new(), Vec::new());
         for job in &jobs {
             let found = found(job, &overview, asked.contains(&job.id), &by_name);
             let waited = self.waited(job, since_last);
-            let step = plan(job, found, self.misses.get(&job.id).copied().unwrap_or(0), waited);
-            if step == Step::Gone && job.scheduler_job_id.is_some() {
-                gone.push(Arc::clone(job));
-            } else if let Err(error) = self.perform(job, step, &overview) {
-                log::warn!("job {}: {error}", job.id);
+            match self.step(job, found, waited) {
+                Step::Observe(look) => seen.push((job.as_ref(), look)),
+                Step::Gone => gone.push(job.as_ref()),
+                Step::Leave | Step::Missed | Step::Patience => {}
             }
         }
-        self.end_vanished(&gone);
+        self.observe_all(seen, &overview);
+        let (known, never_there) = gone.into_iter().partition(|job| job.scheduler_job_id.is_some());
+        self.end_all(never_there, ending);
+        self.end_vanished(known);
         for late in &given_up {
             if let Err(error) = self.look_for_late(late, &by_name) {
                 log::warn!("job {}: {error}", late.job);
@@ -157,28 +160,33 @@ impl JobsWatch {
         }
     }
 
-    fn perform(&mut self, job: &Summary, step: Step, overview: &HashMap<String, String>) -> Result<()> {
+    /// What is to be done about a job, and what is to be remembered of that.
+    fn step(&mut self, job: &Summary, found: Found, waited: Duration) -> Step {
+        let step = plan(job, found, self.misses.get(&job.id).copied().unwrap_or(0), waited);
         match step {
-            Step::Observe(seen) => {
+            Step::Observe(_) | Step::Leave => {
                 self.misses.remove(&job.id);
                 self.vanished.remove(&job.id);
-                self.observe(job, &seen, overview)
             }
-            Step::Leave => {
-                self.misses.remove(&job.id);
-                self.vanished.remove(&job.id);
-                Ok(())
+            Step::Missed => *self.misses.entry(job.id).or_default() += 1,
+            Step::Gone | Step::Patience => {}
+        }
+        step
+    }
+
+    fn observe_all(&mut self, seen: Vec<(&Summary, Seen)>, overview: &HashMap<String, String>) {
+        let observed = crowd::for_each(seen, |(job, seen)| (job.id, self.observe(job, &seen), seen.scheduler_job_id));
+        for (job, observed, scheduler_job_id) in observed {
+            match (observed, overview.get(&scheduler_job_id)) {
+                (Ok(Some(after)), Some(words)) => self.looks.acted(&after, words),
+                (Ok(_), _) => {}
+                (Err(error), _) => log::warn!("job {job}: {error}"),
             }
-            Step::Missed => {
-                *self.misses.entry(job.id).or_default() += 1;
-                Ok(())
-            }
-            Step::Gone => self.end(job, ending),
-            Step::Patience => Ok(()),
         }
     }
 
-    fn observe(&mut self, job: &Summary, seen: &Seen, overview: &HashMap<String, String>) -> Result<()> {
+    /// Writes down what was seen of a job; returns it as it is now, if it is what the look was at.
+    fn observe(&self, job: &Summary, seen: &Seen) -> Result<Option<Job>> {
         let (applied, news) = (Cell::new(false), Cell::new(false));
         // Who changed the job after we read it had a newer look than ours.
         let after = self.store.update_job(&self.cluster.name, job.id, "observe", |now| {
@@ -188,7 +196,7 @@ impl JobsWatch {
                 now.observe(seen, Timestamp::now());
             }
         })?;
-        let Some(after) = after else { return Ok(()) };
+        let Some(after) = after else { return Ok(None) };
         if let Phase::Unclear(word) = &seen.phase
             && news.get()
         {
@@ -204,16 +212,11 @@ impl JobsWatch {
         if lingers(&after, seen) {
             self.cluster.cancel(&after.user, &seen.scheduler_job_id)?;
         }
-        if applied.get()
-            && let Some(words) = overview.get(&seen.scheduler_job_id)
-        {
-            self.looks.acted(&after, words);
-        }
-        Ok(())
+        Ok(applied.get().then_some(after))
     }
 
     /// One question about all jobs that are gone. Who is in no accounts is waited for a while, where there are any.
-    fn end_vanished(&mut self, gone: &[Arc<Summary>]) {
+    fn end_vanished(&mut self, mut gone: Vec<&Summary>) {
         let ids: Vec<String> = gone.iter().filter_map(|job| job.scheduler_job_id.clone()).collect();
         if ids.is_empty() {
             return;
@@ -222,21 +225,26 @@ impl JobsWatch {
         if let Err(error) = &accounts {
             log::warn!("how {} jobs ended that the scheduler no longer lists: {error}", gone.len());
         }
-        for job in gone {
+        gone.retain(|job| {
             let since = *self.vanished.entry(job.id).or_insert_with(Instant::now);
-            if !is_settled(job, &accounts, since.elapsed()) {
-                continue;
-            }
-            if let Err(error) = self.end(job, |job| accounted(job, &accounts)) {
-                log::warn!("job {}: {error}", job.id);
-            }
+            is_settled(job, &accounts, since.elapsed())
+        });
+        self.end_all(gone, |job| accounted(job, &accounts));
+    }
+
+    fn end_all(&mut self, gone: Vec<&Summary>, how: impl Fn(&Job) -> Ending + Sync) {
+        for job in &gone {
+            self.misses.remove(&job.id);
+            self.vanished.remove(&job.id);
+        }
+        let ended = crowd::for_each(gone, |job| self.end(job, &how).map_err(|error| (job.id, error)));
+        for (job, error) in ended.into_iter().filter_map(Result::err) {
+            log::warn!("job {job}: {error}");
         }
     }
 
     /// Finishes a job that the look did not show, unless somebody learned more about it since it was read, which was before the look.
-    fn end(&mut self, job: &Summary, how: impl Fn(&Job) -> Ending) -> Result<()> {
-        self.misses.remove(&job.id);
-        self.vanished.remove(&job.id);
+    fn end(&self, job: &Summary, how: impl Fn(&Job) -> Ending) -> Result<()> {
         let after = self.store.update_job(&self.cluster.name, job.id, "finish", |now| {
             if job.is_still(now) {
                 let (outcome, exit_code, message) = how(now);

@@ -3,6 +3,7 @@
 //! What is installed is listed *before* the store is read: so a rule that a neighbour has just installed is in the store by
 //! then, and is never taken for a stray.
 
+use super::crowd;
 use super::looks::{Schedule, Seen, Watched, seen_apart};
 use crate::cluster::Cluster;
 use crate::domain::grant::{Closing, Grant, GrantState};
@@ -188,9 +189,7 @@ impl KeyholeWatch {
         let job = |grant: &Grant| jobs.get(&grant.job).map(AsRef::as_ref);
         let stays = |grant: &Arc<Grant>| grant.state != GrantState::Closing && keeps_ports(grant, job(grant));
         let (keep, end): (Vec<_>, Vec<_>) = grants.into_iter().partition(stays);
-        for grant in &end {
-            log_failure(grant.job, self.end_grant(grant, jobs.contains_key(&grant.job)));
-        }
+        crowd::for_each(end, |grant| log_failure(grant.job, self.end_grant(&grant, jobs.contains_key(&grant.job))));
         keep
     }
 
@@ -204,18 +203,22 @@ impl KeyholeWatch {
 
     /// Removes what has to go from the gateways that answer, one step for each.
     fn finish_closings(&self, silent: &BTreeSet<&str>) -> Result<()> {
+        let mut waiting = Vec::new();
         for gateway in self.cluster.gateways.iter().map(|gateway| gateway.address()).filter(|gateway| !silent.contains(gateway)) {
             let closings = self.store.closings(&self.cluster.name, gateway)?;
             if !id::in_request() {
-                let waiting: u32 = closings.iter().map(Closing::ports).sum();
-                metrics().gateway_closing.with_label_values(&[self.cluster.name.as_str(), gateway]).set(waiting.into());
+                let ports: u32 = closings.iter().map(Closing::ports).sum();
+                metrics().gateway_closing.with_label_values(&[self.cluster.name.as_str(), gateway]).set(ports.into());
             }
-            if !closings.is_empty()
-                && let Err(error) = self.keyhole.finish(&self.cluster, gateway, &closings)
-            {
-                log::warn!("gateway {gateway}: {} forwardings cannot be removed: {error}", closings.len());
+            if !closings.is_empty() {
+                waiting.push((gateway, closings));
             }
         }
+        crowd::for_each(waiting, |(gateway, closings)| {
+            if let Err(error) = self.keyhole.finish(&self.cluster, gateway, &closings) {
+                log::warn!("gateway {gateway}: {} forwardings cannot be removed: {error}", closings.len());
+            }
+        });
         Ok(())
     }
 
@@ -247,6 +250,7 @@ impl KeyholeWatch {
 
     /// What is known of jobs behind a gateway that has been silent for a while is no longer fresh.
     fn tell_of_silence(&self, grants: &[Arc<Grant>]) {
+        let mut silent = Vec::new();
         for grant in grants {
             let blind = self.blind.get(&grant.gateway).is_some_and(|count| *count >= SILENCES);
             let reason = match self.silences.get(&grant.gateway) {
@@ -255,10 +259,13 @@ impl KeyholeWatch {
                 Some(_) => format!("the gateway {} does not answer", grant.external_ip),
                 None => format!("the gateway {} is no longer in service", grant.external_ip),
             };
+            silent.push((grant, reason));
+        }
+        crowd::for_each(silent, |(grant, reason)| {
             let tell = |job: &mut Job| job.gateway_is_silent(&reason);
             let told = self.store.update_job(&grant.cluster, grant.job, "tell-silence", tell);
             log_failure(grant.job, told.map(drop));
-        }
+        });
     }
 
     /// Makes what is installed be what the ledger says, where it differs.
@@ -290,7 +297,7 @@ impl KeyholeWatch {
     }
 
     /// Asks which of the forwarded ports that are due accept connections, one batch per gateway; of those that were silent the last time, or
-    ///     /// of all others. A gateway that was silent a moment ago is not waited for again; how often one cannot say who listens is counted in
+    /// of all others. A gateway that was silent a moment ago is not waited for again; how often one cannot say who listens is counted in
     /// cycles.
     fn look(&mut self, doubtful: bool, silent: &BTreeSet<String>, in_cycle: bool) -> Result<()> {
         let now = Instant::now();
@@ -303,7 +310,7 @@ impl KeyholeWatch {
             ask(gateway, doubtful, &due).map(Some)
         };
         let looks = self.on_all_gateways(look);
-        let mut failure = Ok(());
+        let (mut all, mut failure) = (Vec::new(), Ok(()));
         let cluster = Arc::clone(&self.cluster);
         for (gateway, seen) in cluster.gateways.iter().zip(looks) {
             let blind = self.blind.entry(gateway.address().to_owned()).or_default();
@@ -311,7 +318,7 @@ impl KeyholeWatch {
                 Ok(None) => {}
                 Ok(Some(seen)) => {
                     *blind = 0;
-                    self.tell_all(&seen);
+                    all.extend(seen);
                 }
                 Err(error) => {
                     *blind = blind.saturating_add(in_cycle.into());
@@ -319,16 +326,17 @@ impl KeyholeWatch {
                 }
             }
         }
+        self.tell_all(&all);
         failure
     }
 
     fn tell_all(&mut self, seen: &[(u64, Seen)]) {
-        for (grant, seen) in self.schedule.note(seen, self.every, Instant::now()) {
-            let told = self.tell(&grant, seen);
+        let news = self.schedule.note(seen, self.every, Instant::now());
+        for (job, told) in crowd::for_each(news, |(grant, seen)| (grant.job, self.tell(&grant, seen))) {
             if told.is_err() {
-                self.schedule.forget(grant.job);
+                self.schedule.forget(job);
             }
-            log_failure(grant.job, told);
+            log_failure(job, told);
         }
     }
 

@@ -2,7 +2,7 @@
 
 use crate::bench::{Bench, gone, kill, lives, until};
 use bwvisu_runner::domain::job::{Outcome, Phase};
-use bwvisu_runner::scheduler::{Scheduler, Submission};
+use bwvisu_runner::scheduler::{Before, Scheduler, Submission};
 use std::collections::BTreeSet;
 use std::fs;
 use std::os::unix::process::CommandExt;
@@ -141,7 +141,7 @@ fn what_bash_says_of_a_log_is_short_and_obeyed_by_no_terminal_and_in_no_file() {
     let evil = format!("missing/\u{1b}[2J\u{202e}root: password expired\u{7}{}", "B".repeat(3000));
     let submission =
         Submission { name: "loud", user: &bench.user, folder: folder.to_str().unwrap(), log: &evil, script: "echo never >ran" };
-    let id = bench.local.submit(&submission).unwrap();
+    let id = bench.local.submit(&submission, &Before::nothing()).unwrap();
     let seen = bench.ended("loud");
     let reason = seen.reason.unwrap_or_default();
     assert_eq!(seen.phase, Phase::Ended(Outcome::Failed));

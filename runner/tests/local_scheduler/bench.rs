@@ -3,7 +3,7 @@
 use bwvisu_runner::domain::job::{Phase, Seen};
 use bwvisu_runner::domain::user::User;
 use bwvisu_runner::scheduler::local::{Local, LocalOptions};
-use bwvisu_runner::scheduler::{Scheduler, Submission, Wanted};
+use bwvisu_runner::scheduler::{Before, Scheduler, Submission, Wanted};
 use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
 use std::path::{Path, PathBuf};
@@ -54,7 +54,7 @@ impl Bench {
         let folder = self.home();
         let log = format!("{name}.out");
         let submission = Submission { name, user: &self.user, folder: folder.to_str().unwrap(), log: &log, script };
-        self.local.submit(&submission).unwrap()
+        self.local.submit(&submission, &Before::nothing()).unwrap()
     }
 
     /// What the spool holds of a job of this name in this folder of it.

@@ -5,7 +5,7 @@ use bwvisu_runner::domain::job::{Outcome, Phase};
 use bwvisu_runner::domain::user::User;
 use bwvisu_runner::error::ErrorKind;
 use bwvisu_runner::scheduler::local::{Local, LocalOptions};
-use bwvisu_runner::scheduler::{Scheduler, Submission};
+use bwvisu_runner::scheduler::{Before, Scheduler, Submission};
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::PathBuf;
@@ -79,7 +79,7 @@ fn nobody_else_may_submit_and_root_never() {
     let bench = Bench::new();
     let folder = bench.home();
     let submit = |user: &User, folder: &str, script: &str| {
-        bench.local.submit(&Submission { name: "x", user, folder, log: "x.out", script }).unwrap_err()
+        bench.local.submit(&Submission { name: "x", user, folder, log: "x.out", script }, &Before::nothing()).unwrap_err()
     };
     let home = folder.to_str().unwrap();
     let root = User { name: "root".into(), uid: 0, gid: 0, groups: Vec::new() };
@@ -131,7 +131,7 @@ fn a_submission_that_cannot_be_served_leaves_nothing() {
         let bench = Bench::with(LocalOptions { program: Some(program.into()), ..options() });
         let folder = root.path().to_str().unwrap();
         let submission = Submission { name: "x", user: &bench.user, folder, log: "x.out", script: &"#".repeat(200_000) };
-        let error = bench.local.submit(&submission).unwrap_err();
+        let error = bench.local.submit(&submission, &Before::nothing()).unwrap_err();
         assert_eq!(error.kind, ErrorKind::Unavailable, "{error}");
         assert!(error.message.contains(message), "{error}");
         assert_eq!(bench.seen("x"), None);
@@ -186,6 +186,6 @@ fn submit_and_die() {
     let user = crate::bench::user(&local);
     let script = "until [ -e go ]; do sleep 0.05; done; echo still here";
     let folder = home.to_str().unwrap();
-    local.submit(&Submission { name: "bereft", user: &user, folder, log: "bereft.out", script }).unwrap();
+    local.submit(&Submission { name: "bereft", user: &user, folder, log: "bereft.out", script }, &Before::nothing()).unwrap();
     kill(i32::try_from(std::process::id()).unwrap());
 }

@@ -80,14 +80,14 @@ fn a_running_service_is_backed_up_and_restored_with_its_jobs_and_their_ports() {
     refused(&restore(&bench, &[&path]), &["holds jobs", "--replace"]);
     let done = restore(&bench, &["--replace", &path]);
     assert_eq!(done.code, Some(0), "{done:?}");
-    for words in ["records of 20", ".before-restore-", "the next job gets the id 1002", "not known any more"] {
+    for words in ["records of 20", ".before-restore-", "the next job gets the id 1011", "not known any more"] {
         assert!(done.stdout.contains(words), "{words}: {done:?}");
     }
     let served = bench.serve();
     let after = served.await_state(&id, "available");
     assert_eq!((&after["services"], &after["scheduler-job-id"]), (&before["services"], &before["scheduler-job-id"]));
     assert!(fetch(&after["services"][0]).contains("It works"));
-    assert_eq!(served.submit(&user().name, "template_sleeper.txt", json!({"word": "a"})), "1002");
+    assert_eq!(served.submit(&user().name, "template_sleeper.txt", json!({"word": "a"})), "1011");
 }
 
 #[test]

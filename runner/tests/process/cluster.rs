@@ -44,6 +44,12 @@ impl Cluster {
         self.calls().into_iter().filter(|call| call[0] == program).collect()
     }
 
+    /// How many scripts sbatch was given.
+    pub fn scripts(&self) -> usize {
+        let names = fs::read_dir(self.bench.path("fake")).unwrap().map(|entry| entry.unwrap().file_name());
+        names.filter(|name| name.to_string_lossy().starts_with("script.")).count()
+    }
+
     /// Sets a stage: see the head of `fake/remote` and `fake/ssh`.
     pub fn play(&self, what: &str, text: &str) {
         self.bench.write(&format!("fake/{what}.new"), text, 0o644);

@@ -84,7 +84,7 @@ fn on_a_disk_whose_calls_fail_submissions_are_refused_and_all_goes_on_when_it_wo
     for (error, words) in
         [("EIO", "Input/output error"), ("EROFS", "Read-only file system"), ("ENOSPC", "No space left on device")]
     {
-        let submitted = cluster.called("sbatch").len();
+        let submitted = cluster.scripts();
         let tracer = Tracer::fail(served.pid(), "pwrite64,fdatasync,fallocate,ftruncate", error);
         for _ in 0..3 {
             let refused = served.post(&job("alice"));
@@ -94,10 +94,10 @@ fn on_a_disk_whose_calls_fail_submissions_are_refused_and_all_goes_on_when_it_wo
         drop(tracer);
         let list = || Some(served.get("/jobs")).filter(|answer| answer.status == 200);
         assert_eq!(until("it reads again", list, || served.log()).body, json!({"jobs": known}), "{error}");
-        assert_eq!(cluster.called("sbatch").len(), submitted, "{error}: nothing goes to the scheduler that is not written down");
+        assert_eq!(cluster.scripts(), submitted, "{error}: nothing goes to the scheduler that is not written down");
         known.push(accepted(&served.post(&job("alice"))));
     }
-    assert_eq!(cluster.called("sbatch").len(), known.len(), "each job was submitted once");
+    assert_eq!(cluster.scripts(), known.len(), "each job was submitted once");
     served.kill();
     assert_eq!(cluster.bench.serve().get("/jobs").body, json!({"jobs": known}));
 }

@@ -22,13 +22,15 @@ use std::thread::{self, sleep};
 use std::time::{Duration, Instant};
 
 const GATEWAYS: usize = 20;
+const USERS: u64 = 1000;
 /// Front ends' requests at once, and jobs that ask for ports at once: as many as the limits of a runner let in.
 const AT_ONCE: usize = 64;
 /// From the answer of keyhole to the application's listen().
 const LISTENS_AFTER: Duration = Duration::from_secs(2);
 /// The watchers' intervals, as by default.
 const JOBS_INTERVAL: Duration = Duration::from_secs(5);
-const KEYHOLE_INTERVAL: Duration = Duration::from_secs(1);
+const KEYHOLE_INTERVAL: Duration = Duration::from_secs(2);
+const PROBE_INTERVAL: Duration = Duration::from_millis(500);
 /// Every so many jobs, somebody waits for `available` and tells how long it took.
 const SAMPLE: u64 = 20;
 
@@ -46,6 +48,7 @@ struct World {
     keyhole: Arc<Keyhole>,
     /// Jobs that run, the oldest first, with what they listen on.
     running: Mutex<VecDeque<(u64, String, u16)>>,
+    submitted: AtomicU64,
     started: AtomicU64,
     failures: AtomicU64,
     times: Mutex<Times>,
@@ -70,6 +73,7 @@ impl Play {
             jobs,
             keyhole: Arc::clone(&keyhole),
             running: Mutex::default(),
+            submitted: AtomicU64::new(0),
             started: AtomicU64::new(0),
             failures: AtomicU64::new(0),
             times: Mutex::default(),
@@ -79,9 +83,9 @@ impl Play {
         watcher(&world, JOBS_INTERVAL, |times| &mut times.jobs_watch, move || jobs_watch.cycle().map_err(|e| e.to_string()));
         watcher(
             &world,
-            KEYHOLE_INTERVAL,
+            PROBE_INTERVAL,
             |times| &mut times.keyhole_watch,
-            move || keyhole_watch.cycle().map_err(|e| e.to_string()),
+            move || keyhole_watch.step(KEYHOLE_INTERVAL).map_err(|e| e.to_string()),
         );
         for _ in 0..AT_ONCE {
             let world = Arc::clone(&world);
@@ -152,7 +156,9 @@ impl Play {
 impl World {
     /// What a front end does.
     fn submit(&self) {
-        let new = NewJob { uid: "alice".into(), template_name: "play.txt".into(), variables: BTreeMap::new() };
+        // Ten jobs each, with as many running as there are by default.
+        let user = format!("user{:04}", self.submitted.fetch_add(1, Ordering::Relaxed) % USERS);
+        let new = NewJob { uid: user, template_name: "play.txt".into(), variables: BTreeMap::new() };
         let begun = Instant::now();
         match self.jobs.submit(&new, None) {
             Ok(_) => self.times.lock().unwrap().submit.push(begun.elapsed()),

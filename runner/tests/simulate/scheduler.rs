@@ -3,7 +3,7 @@
 use bwvisu_runner::domain::job::{Outcome, Phase, Seen};
 use bwvisu_runner::domain::user::User;
 use bwvisu_runner::error::{Error, Result};
-use bwvisu_runner::scheduler::{Scheduler, Submission, Wanted};
+use bwvisu_runner::scheduler::{Before, Scheduler, Submission, Wanted};
 use std::collections::{HashMap, VecDeque};
 use std::sync::{Condvar, Mutex};
 use std::thread::sleep;
@@ -108,7 +108,8 @@ impl Slurm {
 }
 
 impl Scheduler for Slurm {
-    fn submit(&self, submission: &Submission) -> Result<String> {
+    fn submit(&self, submission: &Submission, before: &Before) -> Result<String> {
+        before.run()?;
         self.command(SUBMIT, || {
             let mut jobs = self.jobs.lock().unwrap();
             jobs.last += 1;

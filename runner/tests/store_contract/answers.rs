@@ -100,18 +100,20 @@ fn the_verbs_are_repeated_after_a_lost_answer_without_harm() {
     let server = EtcdServer::start(Kind::Plain);
     let net = Proxy::start(server.client_address());
     let store = Store::new(Box::new(behind(&net, &server)));
-    let job = |id| Job { id, cluster: "default".into(), name: MARK.into(), ..Job::default() };
 
     // A job whose number nobody was told: it is there, and will be found to have no scheduler's id. The same key finds it; without a
     // key the next try gets its own.
     let key = RepeatKey { key: "digest of the key", body: "digest of the body", instead_of: None };
-    let create = |key| store.create_job(("default", "alice"), key, 9, job);
+    let create = |id, key| {
+        let job = Job { id, cluster: "default".into(), user: "alice".into(), name: MARK.into(), ..Job::default() };
+        store.create_job(&job, key, 9)
+    };
     net.lose_answers_to(MARK, u64::MAX);
-    assert_eq!(create(Some(key)).unwrap_err().kind, ErrorKind::Unknown);
+    assert_eq!(create(1, Some(key)).unwrap_err().kind, ErrorKind::Unknown);
     assert_eq!(store.job(&["default"], 1).unwrap().map(|job| job.scheduler_job_id), Some(None));
     net.lose_answers_to(MARK, 0);
-    assert!(matches!(create(Some(key)).unwrap(), Created::Before(before) if before.job == 1));
-    assert!(matches!(create(None).unwrap(), Created::New(job) if job.id == 2));
+    assert!(matches!(create(2, Some(key)).unwrap(), Created::Before(before) if before.job == 1));
+    assert_eq!(create(2, None).unwrap(), Created::New);
 
     // A change of a job: the repetition finds it made, and writes nothing.
     let accept = |job: &mut Job| job.scheduler_job_id = Some(MARK.into());

@@ -20,7 +20,7 @@ mod view;
 
 pub use shepherd::shepherd;
 
-use super::{Scheduler, Submission, Wanted};
+use super::{Before, Scheduler, Submission, Wanted};
 use crate::domain::job::{Outcome, Seen};
 use crate::domain::user::User;
 use crate::error::{Error, ErrorKind, Result};
@@ -176,13 +176,14 @@ impl Local {
 }
 
 impl Scheduler for Local {
-    fn submit(&self, submission: &Submission) -> Result<String> {
+    fn submit(&self, submission: &Submission, before: &Before) -> Result<String> {
         self.reap();
         check_user(submission.user)?;
         check_folder(submission.folder)?;
         let account = account::find(&submission.user.name)?;
         let account = account.unwrap_or_else(|| Account::without_home(submission.user, submission.folder));
         let mut request = self.request(submission, &account)?;
+        before.run()?;
         // Until the shepherd has answered: one submission at a time, so that a name is never taken twice.
         let _turn = self.spool.turn()?;
         if let Some(id) = self.taken(submission.name, &submission.user.name)? {
