@@ -49,6 +49,8 @@ pub fn one_after_another(effort: Effort) -> Vec<Figure> {
             found.baseline.push(median(&theirs) / 1e3);
         }
     }
+    println!("{}", front_end.get("/metrics").1);
+    println!("{}", runner.log().lines().rev().take(30).collect::<Vec<_>>().join("\n"));
     cancel_all(&bed);
     drop(runner);
     let notes =

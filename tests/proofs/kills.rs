@@ -41,7 +41,7 @@ const SCENARIOS: [Scenario; 11] = [
 
 /// What dies here leaves a submission of which nobody knows whether the scheduler has it: it is given up after two minutes. These points have a
 /// test of their own, which waits for all of them at once.
-const OPEN_SUBMISSIONS: [(&str, &str); 3] = [("create-job", "after"), ("submit", "before"), ("reject", "before")];
+const OPEN_SUBMISSIONS: [(&str, &str); 2] = [("create-job", "after"), ("reject", "before")];
 
 /// Slurm refuses it: there is no such time.
 const WRONG: (&str, &str) = ("wrong.txt", "#!/bin/bash\n#SBATCH --time=abc\ntrue\n");
@@ -289,7 +289,7 @@ type Open = (&'static str, (&'static str, &'static str), fn() -> Value, &'static
 
 const OPEN: [Open; 4] = [
     ("created", PORTLESS, || json!({"seconds": "600"}), "create-job:after", 200),
-    ("handed over", PORTLESS, || json!({"seconds": "600"}), "submit:before", 200),
+    ("not yet begun", PORTLESS, || json!({"seconds": "600"}), "submit:before", 200),
     ("refused", WRONG, || json!({}), "reject:before", 502),
     ("refused and not heard", WRONG, || json!({}), "submit:after", 502),
 ];

@@ -3,7 +3,7 @@
 //! A command is one line and its standard input, which ends with the mark of the command (drawn anew for each):
 //!
 //! ```text
-//! MARK BYTES WHOSE LINE\n…input…MARK            BYTES counts what follows the newline
+//! MARK BYTES LINE\n…input…MARK            BYTES counts what follows the newline
 //! ```
 //!
 //! Its answer is what it prints on both streams, each followed by a line of its own: `MARK STATUS` on standard output, `MARK` on
@@ -15,9 +15,9 @@
 //! (`pidfd_getfd`, `ptrace`), keep them, and write into the answers to later commands. So it gets a pipe for each, which a subshell relays up to
 //! the line with the mark, and no further: what is written after that reaches nobody. Both pipes are closed then, whoever still holds their
 //! other ends, so these hold up nobody either. Nothing but 0, 1 and 2 is open in the command. It may begin while its input is still on the
-//! way, since programs as other users take a while to start (`sudo`); it gets all of the input or none.
+//! way, since programs as other users take a while to start (`sudo`); it gets all of the input or none. Such commands have shells of their own.
 //!
-//! The last bytes of that input, the mark, are held back until the other side has said that it begins (`MARK ready` on standard output, before
+//! The last bytes of that input, the mark, are held back until the other side has said that it begins (`ready MARK` on standard output, before
 //! anything else). So it is certain of a command that acts on its input that nothing happened where that word never came: in a shell whose
 //! machine has died since it was last used. Whether it is to begin may be asked meanwhile: where the answer is no, other bytes stand in the
 //! place of the mark, and it gets none of its input.
@@ -30,15 +30,30 @@ use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::process::{Child, ChildStderr, ChildStdin, ChildStdout, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
-/// What the other side runs. `read` takes a line byte by byte, as it must where others read on, and `head` what belongs to it. A line without
-/// an end must not fill the memory there: hence the limit.
-const LOOP: &str = r#"exec sh -c 'relay() {
+/// What the other side runs for our own commands. `read` takes a line byte by byte, as it must where others read on, and `head` what belongs to
+/// it.
+const LOOP: &str = r#"exec sh -c 'ended() {
+    printf "\n%s %s\n" "$mark" "$1"
+    printf "\n%s\n" "$mark" >&2
+}
+while read -r mark size line; do
+    input=$(head -c "$size") || exit
+    case $input in *"$mark") input=${input%"$mark"} ;; *) exit ;; esac
+    case $input in "") ( eval "$line" ) </dev/null ;; *) printf %s "$input" | ( eval "$line" ) ;; esac
+    ended $?
+done'"#;
+
+/// The same for commands of users. All that stands between a command and our streams is there before the command comes: starting it would
+/// cost as much as `sudo` itself. What is in between learns the mark from the first line. A line without an end must not fill the memory
+/// there: hence the limit.
+const LOOP_FOR_USERS: &str = r#"exec sh -c 'relay() {
     ulimit -d 65536 2>/dev/null
+    read -r mark || exit 1
     while IFS= read -r words; do
-        printf "%s\n" "$words" || exit
-        case $words in "$mark"*) exit ;; esac
+        printf "%s\n" "$words" || exit 1
+        case $words in "$mark"*) exit 0 ;; esac
     done
-    exit
+    exit 1
 }
 whole() {
     input=$(head -c "$size") || exit
@@ -48,17 +63,14 @@ ended() {
     printf "\n%s %s\n" "$mark" "$1"
     printf "\n%s\n" "$mark" >&2
 }
-while read -r mark size whose line; do
-    case $whose in users)
-        printf "%s ready\n" "$mark"
-        { { { whole | ( eval "$line" ); ended $?; } 2>&3 3>&- 4>&- | relay >&4; } 3>&1 | relay >&2; } 4>&1
-        continue ;;
-    esac
-    input=$(head -c "$size") || exit
-    case $input in *"$mark") input=${input%"$mark"} ;; *) exit ;; esac
-    case $input in "") ( eval "$line" ) </dev/null ;; *) printf %s "$input" | ( eval "$line" ) ;; esac
+one() {
+    read -r mark size line || exit
+    printf "%s\n" "$mark" >&2
+    printf "%s\nready %s\n" "$mark" "$mark"
+    whole | ( eval "$line" )
     ended $?
-done'"#;
+}
+while { { one 2>&3 3>&- 4>&- | relay >&4; } 3>&1 | relay >&2; } 4>&1; do :; done'"#;
 
 /// How long the other side has to say that it begins.
 const BEGIN_LIMIT: Duration = Duration::from_secs(4);
@@ -75,10 +87,10 @@ pub enum Whose {
 }
 
 impl Whose {
-    fn word(self) -> &'static str {
+    fn program(self) -> &'static str {
         match self {
-            Self::Ours => "ours",
-            Self::Users => "users",
+            Self::Ours => LOOP,
+            Self::Users => LOOP_FOR_USERS,
         }
     }
 
@@ -103,6 +115,7 @@ pub enum Broken {
 
 /// The shell, and our ends of its streams. Dropping it ends the session.
 pub struct Channel {
+    whose: Whose,
     child: Child,
     stdin: ChildStdin,
     stdout: ChildStdout,
@@ -112,11 +125,11 @@ pub struct Channel {
 }
 
 impl Channel {
-    /// A shell behind `ssh`, which lacks nothing but the command. Comes back when it has answered, at most at `deadline`.
-    pub fn open(mut ssh: Command, deadline: Instant) -> Result<Self, Broken> {
+    /// A shell for these commands behind `ssh`, which lacks nothing but its own. Comes back when it has answered, at most at `deadline`.
+    pub fn open(mut ssh: Command, whose: Whose, deadline: Instant) -> Result<Self, Broken> {
         let gone = |words: &str| Broken::Ended(words.to_owned());
         let mut child = ssh
-            .arg(LOOP)
+            .arg(whose.program())
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
@@ -130,9 +143,9 @@ impl Channel {
         for pipe in [stdin.as_fd(), stdout.as_fd(), stderr.as_fd()] {
             ioctl_fionbio(pipe, true).map_err(|e| Broken::Ended(format!("no pipes to ssh: {e}")))?;
         }
-        let mut channel = Self { child, stdin, stdout, stderr, heard: Instant::now() };
+        let mut channel = Self { whose, child, stdin, stdout, stderr, heard: Instant::now() };
         // A login shell may print a greeting, which goes before the first answer.
-        channel.run(Whose::Ours, ":", b"", deadline)?;
+        channel.run(":", b"", deadline)?;
         Ok(channel)
     }
 
@@ -142,24 +155,17 @@ impl Channel {
     }
 
     /// Runs `line` (no newline in it) with `input` (no NUL in it) as its standard input. After an error the channel is of no more use.
-    pub fn run(&mut self, whose: Whose, line: &str, input: &[u8], deadline: Instant) -> Result<Output, Broken> {
-        self.run_if(whose, line, input, deadline, &|| true)
+    pub fn run(&mut self, line: &str, input: &[u8], deadline: Instant) -> Result<Output, Broken> {
+        self.run_if(line, input, deadline, &|| true)
     }
 
     /// The same; a user's command gets its input if `go` says so, which is asked while it starts.
-    pub fn run_if(
-        &mut self,
-        whose: Whose,
-        line: &str,
-        input: &[u8],
-        deadline: Instant,
-        go: &dyn Fn() -> bool,
-    ) -> Result<Output, Broken> {
+    pub fn run_if(&mut self, line: &str, input: &[u8], deadline: Instant, go: &dyn Fn() -> bool) -> Result<Output, Broken> {
         let mark = mark().map_err(Broken::Ended)?;
-        let mut request = format!("{mark} {} {} {line}\n", input.len() + mark.len(), whose.word()).into_bytes();
+        let mut request = format!("{mark} {} {line}\n", input.len() + mark.len()).into_bytes();
         request.extend_from_slice(input);
         request.extend_from_slice(mark.as_bytes());
-        let mut exchange = Exchange::new(&mark, request, whose);
+        let mut exchange = Exchange::new(&mark, request, self.whose);
         let carried = exchange.carry(self.stdin.as_fd(), self.stdout.as_fd(), self.stderr.as_fd(), deadline, go);
         carried.map_err(|broken| exchange.judge(broken))?;
         self.heard = Instant::now();
@@ -265,7 +271,7 @@ impl Exchange {
 
     /// Whether the other side has begun. What it said before that word is not the command's.
     fn note_beginning(&mut self) {
-        let word = format!("{} ready\n", self.mark);
+        let word = format!("ready {}\n", self.mark);
         let said = |at: &usize| self.stdout[*at..].starts_with(word.as_bytes());
         if self.held > 0
             && !self.begun

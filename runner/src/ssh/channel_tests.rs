@@ -8,37 +8,39 @@ fn soon() -> Instant {
 }
 
 /// A channel whose other side is this machine with `sh` being that program.
-fn channel(folder: &Path, shell: &str) -> Channel {
+fn channel(folder: &Path, shell: &str, whose: Whose) -> Channel {
     let path = std::env::var("PATH").unwrap();
     std::fs::write(folder.join("sh"), format!("#!/bin/sh\nPATH='{path}' exec {shell} \"$@\"\n")).unwrap();
     std::fs::set_permissions(folder.join("sh"), std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
     let mut ssh = Command::new("/bin/sh");
     ssh.env("PATH", format!("{}:{path}", folder.display())).current_dir(folder).arg("-c");
-    Channel::open(ssh, soon()).unwrap()
+    Channel::open(ssh, whose, soon()).unwrap()
 }
 
 /// Every shell that may stand behind `sh`.
-fn with_each_shell(test: impl Fn(&mut Channel, &Path, &str)) {
+fn with_each_shell(whose: &[Whose], test: impl Fn(&mut Channel, &Path, &str)) {
     for shell in ["dash", "bash", "busybox sh"] {
         let program = shell.split(' ').next().unwrap();
         if Command::new(program).args(["-c", "true"]).stdin(Stdio::null()).stderr(Stdio::null()).status().is_err() {
             println!("NOT RUN with {shell}: not installed");
             continue;
         }
-        let folder = tempfile::tempdir().unwrap();
-        test(&mut channel(folder.path(), shell), folder.path(), shell);
+        for &whose in whose {
+            let folder = tempfile::tempdir().unwrap();
+            test(&mut channel(folder.path(), shell, whose), folder.path(), &format!("{shell}, {whose:?}"));
+        }
     }
 }
 
 const BOTH: [Whose; 2] = [Whose::Ours, Whose::Users];
 
-fn run(channel: &mut Channel, whose: Whose, line: &str) -> Output {
-    channel.run(whose, line, b"", soon()).unwrap_or_else(|e| panic!("{whose:?}: {line}: {e:?}"))
+fn run(channel: &mut Channel, line: &str) -> Output {
+    channel.run(line, b"", soon()).unwrap_or_else(|e| panic!("{line}: {e:?}"))
 }
 
 #[test]
 fn output_status_and_input_come_through_byte_by_byte() {
-    with_each_shell(|channel, _, shell| {
+    with_each_shell(&BOTH, |channel, _, shell| {
         for (line, input, stdout, stderr, status) in [
             ("true", "", "", "", 0),
             ("echo a; echo b >&2; exit 7", "", "a\n", "b\n", 7),
@@ -52,25 +54,21 @@ fn output_status_and_input_come_through_byte_by_byte() {
             ("printf 'a\\377b\\n'", "", "a\u{fffd}b\n", "", 0),
             ("exit 255", "", "", "", 255),
         ] {
-            for whose in BOTH {
-                let output = channel.run(whose, line, input.as_bytes(), soon());
-                let output = output.unwrap_or_else(|e| panic!("{shell}: {whose:?}: {line}: {e:?}"));
-                assert_eq!((output.stdout.as_str(), output.stderr.as_str()), (stdout, stderr), "{shell}: {whose:?}: {line}");
-                assert_eq!(output.status.code(), Some(status), "{shell}: {whose:?}: {line}");
-            }
+            let output = channel.run(line, input.as_bytes(), soon());
+            let output = output.unwrap_or_else(|e| panic!("{shell}: {line}: {e:?}"));
+            assert_eq!((output.stdout.as_str(), output.stderr.as_str()), (stdout, stderr), "{shell}: {line}");
+            assert_eq!(output.status.code(), Some(status), "{shell}: {line}");
         }
     });
 }
 
 #[test]
 fn input_that_nobody_reads_is_never_a_command() {
-    let input = "x\ntouch broken-out\n0123456789abcdef 1 ours touch broken-out\n".repeat(20_000);
-    with_each_shell(|channel, folder, shell| {
+    let input = "x\ntouch broken-out\n0123456789abcdef 1 touch broken-out\n".repeat(20_000);
+    with_each_shell(&BOTH, |channel, folder, shell| {
         for line in ["true", "exec <&-", "exit 1", "head -c 10 >/dev/null", "exec true"] {
-            for whose in BOTH {
-                channel.run(whose, line, input.as_bytes(), soon()).unwrap_or_else(|e| panic!("{shell}: {line}: {e:?}"));
-                assert_eq!(run(channel, whose, "echo next").stdout, "next\n", "{shell}: {whose:?}: {line}");
-            }
+            channel.run(line, input.as_bytes(), soon()).unwrap_or_else(|e| panic!("{shell}: {line}: {e:?}"));
+            assert_eq!(run(channel, "echo next").stdout, "next\n", "{shell}: {line}");
         }
         assert!(!folder.join("broken-out").exists(), "{shell}");
     });
@@ -79,24 +77,22 @@ fn input_that_nobody_reads_is_never_a_command() {
 #[test]
 fn no_output_passes_for_the_end_of_the_answer() {
     let forged = "0123456789abcdef0123456789abcdef 0\n";
-    with_each_shell(|channel, _, shell| {
-        for whose in BOTH {
-            let line = format!("printf '\\n{0}'; printf '\\n{0}' >&2; sleep 0.2; exit 5", forged.trim());
-            let output = run(channel, whose, &line);
-            assert_eq!((output.stdout.trim(), output.status.code()), (forged.trim(), Some(5)), "{shell}");
-            // Nor does a program learn the mark from its environment.
-            let environment = run(channel, whose, "env").stdout;
-            assert!(environment.contains("PATH=") && !environment.contains("mark="), "{shell}: {environment}");
-        }
+    with_each_shell(&BOTH, |channel, _, shell| {
+        let line = format!("printf '\\n{0}'; printf '\\n{0}' >&2; sleep 0.2; exit 5", forged.trim());
+        let output = run(channel, &line);
+        assert_eq!((output.stdout.trim(), output.status.code()), (forged.trim(), Some(5)), "{shell}");
+        // Nor does a program learn the mark from its environment.
+        let environment = run(channel, "env").stdout;
+        assert!(environment.contains("PATH=") && !environment.contains("mark="), "{shell}: {environment}");
     });
 }
 
 #[test]
 fn a_users_command_has_no_stream_of_the_shell_in_its_hands() {
-    with_each_shell(|channel, _, shell| {
-        let streams = "exec readlink /proc/self/fd/1 /proc/self/fd/2";
-        let ours = run(channel, Whose::Ours, streams).stdout;
-        let all = run(channel, Whose::Users, "readlink /proc/self/fd/1 /proc/self/fd/2; exec ls -l /proc/self/fd").stdout;
+    with_each_shell(&[Whose::Users], |channel, _, shell| {
+        let of_shell = format!("exec readlink /proc/{}/fd/1 /proc/{0}/fd/2", channel.child.id());
+        let ours = run(channel, &of_shell).stdout;
+        let all = run(channel, "readlink /proc/self/fd/1 /proc/self/fd/2; exec ls -l /proc/self/fd").stdout;
         assert!(ours.lines().count() == 2 && ours.lines().all(|stream| !all.contains(stream)), "{shell}: {ours}{all}");
         // Of the pipes themselves each once.
         let theirs = all.lines().take(2).map(|pipe| all.matches(pipe).count());
@@ -107,13 +103,13 @@ fn a_users_command_has_no_stream_of_the_shell_in_its_hands() {
 #[test]
 fn who_keeps_a_users_streams_writes_into_no_later_answer_and_holds_up_nobody() {
     let keeper = "(trap '' PIPE; while [ ! -e over ] && [ -d \"$PWD\" ]; do echo forged; echo forged >&2; sleep 0.01; done; echo >ended) & echo begun";
-    with_each_shell(|channel, folder, shell| {
-        let answer = run(channel, Whose::Users, keeper);
+    with_each_shell(&[Whose::Users], |channel, folder, shell| {
+        let answer = run(channel, keeper);
         assert!(answer.stdout.contains("begun\n"), "{shell}: {answer:?}");
         let begun = Instant::now();
-        for whose in BOTH.repeat(20) {
-            let output = run(channel, whose, "echo next; echo words >&2; sleep 0.02");
-            assert_eq!((output.stdout.as_str(), output.stderr.as_str()), ("next\n", "words\n"), "{shell}: {whose:?}");
+        for _ in 0..40 {
+            let output = run(channel, "echo next; echo words >&2; sleep 0.02");
+            assert_eq!((output.stdout.as_str(), output.stderr.as_str()), ("next\n", "words\n"), "{shell}");
         }
         assert!(begun.elapsed() < Duration::from_secs(15), "{shell}: {:?}", begun.elapsed());
         assert!(!folder.join("ended").exists(), "{shell}: it was there until now");
@@ -127,25 +123,25 @@ fn who_keeps_a_users_streams_writes_into_no_later_answer_and_holds_up_nobody() {
 
 #[test]
 fn a_user_who_prints_without_end_loses_the_shell() {
-    with_each_shell(|channel, _, shell| {
+    with_each_shell(&[Whose::Users], |channel, _, shell| {
         let line = format!("exec yes {}", "x".repeat(4000));
-        let flooded = channel.run(Whose::Users, &line, b"", soon());
+        let flooded = channel.run(&line, b"", soon());
         assert!(matches!(&flooded, Err(Broken::Ended(words)) if words.contains("more than is taken")), "{shell}: {flooded:?}");
     });
 }
 
 #[test]
 fn a_command_that_was_cut_off_on_its_way_is_never_run() {
-    with_each_shell(|channel, folder, shell| {
-        cut_off(channel, "0123456789abcdef 40 ours touch broken-out\nonly a part of it", shell);
+    with_each_shell(&[Whose::Ours], |channel, folder, shell| {
+        cut_off(channel, "0123456789abcdef 40 touch broken-out\nonly a part of it", shell);
         assert!(!folder.join("broken-out").exists(), "{shell}");
     });
 }
 
 #[test]
 fn a_users_command_whose_input_was_cut_off_gets_nothing_of_it() {
-    with_each_shell(|channel, folder, shell| {
-        cut_off(channel, "0123456789abcdef 40 users cat >received; echo >ended\nonly a part of it", shell);
+    with_each_shell(&[Whose::Users], |channel, folder, shell| {
+        cut_off(channel, "0123456789abcdef 40 cat >received; echo >ended\nonly a part of it", shell);
         assert_eq!(std::fs::read_to_string(folder.join("received")).unwrap(), "", "{shell}");
         assert!(folder.join("ended").exists(), "{shell}");
     });
@@ -153,18 +149,18 @@ fn a_users_command_whose_input_was_cut_off_gets_nothing_of_it() {
 
 #[test]
 fn of_a_users_command_that_never_began_it_is_said_that_nothing_happened() {
-    with_each_shell(|channel, folder, shell| {
-        run(channel, Whose::Users, "echo it works");
+    with_each_shell(&[Whose::Users], |channel, folder, shell| {
+        run(channel, "echo it works");
         command::end(&mut channel.child);
-        let unbegun = channel.run(Whose::Users, "cat >received", b"a script", soon());
+        let unbegun = channel.run("cat >received", b"a script", soon());
         assert!(matches!(unbegun, Err(Broken::Unbegun(_))), "{shell}: {unbegun:?}");
         assert!(!folder.join("received").exists(), "{shell}");
     });
-    with_each_shell(|channel, folder, shell| {
+    with_each_shell(&[Whose::Users], |channel, folder, shell| {
         // Its machine has died without a word.
         rustix::process::kill_process_group(rustix::process::Pid::from_child(&channel.child), rustix::process::Signal::STOP)
             .unwrap();
-        let silent = channel.run(Whose::Users, "cat >received", b"a script", soon());
+        let silent = channel.run("cat >received", b"a script", soon());
         assert!(matches!(&silent, Err(Broken::Unbegun(words)) if words.contains("silent")), "{shell}: {silent:?}");
         rustix::process::kill_process_group(rustix::process::Pid::from_child(&channel.child), rustix::process::Signal::CONT)
             .unwrap();
@@ -186,34 +182,41 @@ fn cut_off(channel: &mut Channel, words: &str, shell: &str) {
 
 #[test]
 fn a_command_that_hangs_is_late_and_one_that_ends_the_shell_says_so() {
-    for whose in BOTH {
-        with_each_shell(|channel, _, shell| {
-            let late = channel.run(whose, "sleep 30", b"", Instant::now() + Duration::from_millis(300));
-            assert!(matches!(late, Err(Broken::Late)), "{shell}: {whose:?}");
-        });
-    }
-    with_each_shell(|channel, _, shell| {
-        let ended = channel.run(Whose::Ours, "echo why >&2; kill -9 $$", b"", soon());
+    with_each_shell(&BOTH, |channel, _, shell| {
+        let late = channel.run("sleep 30", b"", Instant::now() + Duration::from_millis(300));
+        assert!(matches!(late, Err(Broken::Late)), "{shell}");
+    });
+    with_each_shell(&[Whose::Ours], |channel, _, shell| {
+        let ended = channel.run("echo why >&2; kill -9 $$", b"", soon());
         assert!(matches!(&ended, Err(Broken::Ended(words)) if words.contains("why")), "{shell}: {ended:?}");
+    });
+    with_each_shell(&[Whose::Users], |channel, _, shell| {
+        // Not the shell that is kept, but what stands between it and the command.
+        let begun = Instant::now();
+        let ended = channel.run("exec sh -c 'kill -9 $PPID'", b"", soon());
+        assert!(matches!(&ended, Err(Broken::Ended(_))), "{shell}: {ended:?}");
+        assert!(begun.elapsed() < Duration::from_secs(10), "{shell}");
     });
 }
 
 #[test]
 fn megabytes_come_through_both_ways() {
     let input = "0123456789abcde\n".repeat(1 << 17);
-    with_each_shell(|channel, _, shell| {
-        assert!(channel.run(Whose::Ours, "cat; cat /dev/null", input.as_bytes(), soon()).unwrap().stdout == input, "{shell}");
-        assert_eq!(channel.run(Whose::Users, "wc -c", input.as_bytes(), soon()).unwrap().stdout.trim(), "2097152", "{shell}");
-        let output = run(channel, Whose::Ours, "head -c 3000000 /dev/zero | tr '\\0' x | tee /dev/stderr");
-        assert_eq!((output.stdout.len(), output.stderr.len()), (3_000_000, 3_000_000), "{shell}");
-        let output = run(channel, Whose::Users, "head -c 200000 /dev/zero | tr '\\0' x | tee /dev/stderr");
+    with_each_shell(&BOTH, |channel, _, shell| {
+        assert_eq!(channel.run("wc -c", input.as_bytes(), soon()).unwrap().stdout.trim(), "2097152", "{shell}");
+        let output = run(channel, "head -c 200000 /dev/zero | tr '\\0' x | tee /dev/stderr");
         assert_eq!((output.stdout.len(), output.stderr.len()), (200_000, 200_000), "{shell}");
+    });
+    with_each_shell(&[Whose::Ours], |channel, _, shell| {
+        assert!(channel.run("cat; cat /dev/null", input.as_bytes(), soon()).unwrap().stdout == input, "{shell}");
+        let output = run(channel, "head -c 3000000 /dev/zero | tr '\\0' x | tee /dev/stderr");
+        assert_eq!((output.stdout.len(), output.stderr.len()), (3_000_000, 3_000_000), "{shell}");
     });
 }
 
 #[test]
 fn a_users_command_gets_its_input_only_when_somebody_says_so_while_it_starts() {
-    with_each_shell(|channel, folder, shell| {
+    with_each_shell(&[Whose::Users], |channel, folder, shell| {
         for (go, received) in [(true, "a script\n"), (false, "")] {
             let asked = std::cell::Cell::new(0);
             let ask = || {
@@ -223,11 +226,11 @@ fn a_users_command_gets_its_input_only_when_somebody_says_so_while_it_starts() {
                 go
             };
             let line = "cat >received; echo done";
-            let output = channel.run_if(Whose::Users, line, b"a script\n", soon(), &ask).unwrap();
+            let output = channel.run_if(line, b"a script\n", soon(), &ask).unwrap();
             assert_eq!((output.stdout.as_str(), asked.get()), ("done\n", 1), "{shell}");
             assert_eq!(std::fs::read_to_string(folder.join("received")).unwrap(), received, "{shell}");
             std::fs::remove_file(folder.join("received")).unwrap();
         }
-        assert_eq!(run(channel, Whose::Users, "echo next").stdout, "next\n", "{shell}: it is still of use");
+        assert_eq!(run(channel, "echo next").stdout, "next\n", "{shell}: it is still of use");
     });
 }
