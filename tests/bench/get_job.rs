@@ -25,6 +25,10 @@ impl Flask {
         let words = [
             &program,
             "--workers=2",
+            // Threads, since the workers that are the default take no connection that is kept.
+            "--worker-class=gthread",
+            "--threads=8",
+            "--keep-alive=75",
             "--bind=0.0.0.0:8000",
             "--chdir",
             folder.to_str().unwrap(),

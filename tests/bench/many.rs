@@ -2,7 +2,7 @@
 
 use crate::Effort;
 use crate::figures::{Figure, Goal, Rounds, median, range};
-use crate::ground::{IDLE, pss_mb, setup, status_mb};
+use crate::ground::{IDLE, family, pss_mb, setup, status_mb};
 use crate::kept::Kept;
 use crate::rules::real_job;
 use crate::store;
@@ -25,16 +25,17 @@ pub fn watch(effort: Effort) -> Vec<Figure> {
     let real = real_job(&bed);
     let few = hold(&bed, &real, 0, FEW);
     put(&bed, &real, 0, &few);
-    let (alone, _) = cycles(&bed, &few, effort.rounds(10, 5));
+    let (alone, _, _) = cycles(&bed, &few, effort.rounds(10, 5));
     let mut all = few;
     all.extend(hold(&bed, &real, FEW, MANY - FEW));
     let rounds = effort.rounds(3, 1);
-    let (mut found, mut longest) = (Rounds::default(), 0.0_f64);
+    let (mut found, mut longest, mut memory) = (Rounds::default(), 0.0_f64, Vec::new());
     let others: Vec<String> = (FEW..MANY).map(|i| format!("jobs/{}", FIRST + i as u64)).collect();
     for _ in 0..rounds {
-        let (few_of_many, _) = cycles(&bed, &all[..FEW], 8);
+        let (few_of_many, _, before) = cycles(&bed, &all[..FEW], 8);
         put(&bed, &real, FEW, &all[FEW..]);
-        let (many, worst) = cycles(&bed, &all, 8);
+        let (many, worst, after) = cycles(&bed, &all, 8);
+        memory.push((before, after));
         store::delete(&bed, &others);
         found.baseline.push(few_of_many * 1e3);
         found.ours.push(many * 1e3);
@@ -44,13 +45,19 @@ pub fn watch(effort: Effort) -> Vec<Figure> {
     let ratio = median(&found.ours) / (alone * 1e3);
     let beside =
         Figure::plain("watch-10000 all", "the same with 100 jobs in Slurm in all", "ms", median(&found.ours), Goal::AtMost(3.0));
+    let [little, much] =
+        [|pair: &(f64, f64)| pair.0, |pair: &(f64, f64)| pair.1].map(|which| memory.iter().map(which).collect::<Vec<_>>());
+    let of_all_parts =
+        Figure::plain("watch-10000 memory", "the same with 100 jobs of ours", "MB", median(&much), Goal::AtMost(64.0));
     let shares: Vec<f64> = found.ours.iter().map(|ours| ours / (alone * 1e3)).collect();
     vec![
         found.ours_by_theirs("watch-10000", "100 jobs of ours, 9,900 others in Slurm's queue", "ms", Goal::AtMost(3.0)).noting(format!(
             "medians of 8 cycles in each of {rounds} rounds in turns, {CHANGED} jobs changed before each; the longest cycle took {longest:.0} ms"
         )),
         Figure { baseline: Some(alone * 1e3), ratio, spread: range(&shares), ..beside }
-            .noting("squeue itself takes longer the longer Slurm's queue is, whosever jobs stand there"),
+            .noting("squeue itself takes longer the longer Slurm's queue is, whosever jobs stand there; the cycles with 100 jobs in all were measured once, before the others"),
+        Figure { baseline: Some(median(&little)), spread: range(&much), ..of_all_parts }
+            .noting("PSS of the runner with all its parts and ssh clients after the cycles of watch-10000, while Slurm has the 10,000 jobs"),
     ]
 }
 
@@ -89,9 +96,9 @@ fn put(bed: &Bed, real: &Value, first: usize, slurm: &[String]) {
     store::put(bed, &slurm.iter().enumerate().map(waiting).collect::<Vec<_>>());
 }
 
-/// The median and the longest of so many cycles, in seconds, with some jobs that changed before each. The first ones, in which the runner
-/// gets to know the jobs, do not count.
-fn cycles(bed: &Bed, slurm: &[String], count: usize) -> (f64, f64) {
+/// The median and the longest of so many cycles, in seconds, with some jobs that changed before each, and the memory afterwards in MB. The
+/// first cycles, in which the runner gets to know the jobs, do not count.
+fn cycles(bed: &Bed, slurm: &[String], count: usize) -> (f64, f64, f64) {
     let config = json!({"watch": {"jobs-seconds": 1.0}});
     let runner = Runner::with(bed, &setup(&[IDLE], &config));
     let mut front_end = Kept::open(bed, &runner);
@@ -114,7 +121,7 @@ fn cycles(bed: &Bed, slurm: &[String], count: usize) -> (f64, f64) {
         times.push((sum - spent) / (now - done));
         (done, spent) = (now, sum);
     }
-    (median(&times), range(&times).1)
+    (median(&times), range(&times).1, pss_mb(&family(runner.pid())))
 }
 
 /// Slurm forgets its jobs a minute after their end; ending ten thousand takes a while, too.

@@ -49,8 +49,6 @@ pub fn one_after_another(effort: Effort) -> Vec<Figure> {
             found.baseline.push(median(&theirs) / 1e3);
         }
     }
-    println!("{}", front_end.get("/metrics").1);
-    println!("{}", runner.log().lines().rev().take(30).collect::<Vec<_>>().join("\n"));
     cancel_all(&bed);
     drop(runner);
     let notes =
@@ -97,8 +95,8 @@ fn storm(front_ends: &mut [Kept]) -> (f64, usize) {
     let submit = &submit;
     thread::scope(|scope| {
         let threads: Vec<_> = front_ends.iter_mut().map(|front_end| scope.spawn(move || submit(front_end))).collect();
-        begin.wait();
         let begun = Instant::now();
+        begin.wait();
         let refused = threads.into_iter().map(|thread| thread.join().unwrap()).sum();
         (begun.elapsed().as_secs_f64(), refused)
     })

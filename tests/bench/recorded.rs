@@ -5,8 +5,8 @@ use bwvisu_tests::bed::repository;
 use serde_json::Value;
 use std::path::PathBuf;
 
-/// So many times worse than recorded is too much, in the best of the rounds: what got slower is slower in all of them, and a neighbour on the machine
-/// may be at work in some.
+/// So many times worse than recorded is too much: median beside median and best round beside best round, and both, since a neighbour on the
+/// machine may be at work in some rounds, and what got slower is slower in all of them.
 const WORSE: f64 = 1.5;
 
 fn path() -> PathBuf {
@@ -22,23 +22,27 @@ fn all() -> Vec<Figure> {
 /// What got worse, in sentences. Each figure must be recorded, so that none is left out.
 pub fn compare(figures: &[Figure]) -> Vec<String> {
     let recorded = all();
-    let ratio = |row: &str| recorded.iter().find(|known| known.row == row).map(|known| known.ratio);
-    let judge = |figure: &Figure| match ratio(&figure.row) {
+    let judge = |figure: &Figure| match recorded.iter().find(|known| known.row == figure.row) {
         None => Some(format!("{} is not in tests/bench/recorded.json", figure.row)),
         Some(before) => worse(figure, before),
     };
     figures.iter().filter(|figure| figure.failure.is_none()).filter_map(judge).collect()
 }
 
-fn worse(figure: &Figure, before: f64) -> Option<String> {
-    let times = match figure.goal {
+fn worse(figure: &Figure, before: &Figure) -> Option<String> {
+    let times = |now: f64, before: f64| match figure.goal {
         // Next to nothing is good enough: it may be twice as much tomorrow.
-        Goal::AtMost(most) => figure.spread.0 / before.max(most / 10.0),
-        Goal::AtLeast(_) => before / figure.spread.1,
+        Goal::AtMost(most) => now / before.max(most / 3.0),
+        Goal::AtLeast(_) => before / now,
     };
+    let best = |figure: &Figure| match figure.goal {
+        Goal::AtMost(_) => figure.spread.0,
+        Goal::AtLeast(_) => figure.spread.1,
+    };
+    let times = times(figure.ratio, before.ratio).min(times(best(figure), best(before)));
     let said = format!(
-        "{}: the ratio is {:.3} ({:.3} to {:.3}), recorded is {before:.3}: {times:.1} times worse even in the best round",
-        figure.row, figure.ratio, figure.spread.0, figure.spread.1
+        "{}: the ratio is {:.3} ({:.3} to {:.3}), recorded is {:.3} ({:.3} to {:.3}): {times:.1} times worse",
+        figure.row, figure.ratio, figure.spread.0, figure.spread.1, before.ratio, before.spread.0, before.spread.1
     );
     (times > WORSE).then_some(said)
 }

@@ -47,7 +47,11 @@ fn a_running_service_is_reached_again_after_a_restart_and_can_be_cancelled() {
         assert_eq!(served.delete(&format!("/jobs/{id}")).status, 200, "{way}");
         assert_eq!(served.await_state(&id, "finished")["outcome"], "cancelled", "{way}");
         // Ids are never used twice.
-        assert_eq!(served.submit(&user().name, "template_sleeper.txt", json!({"word": "a"})), "11", "{way}: what was taken and not used is left out");
+        assert_eq!(
+            served.submit(&user().name, "template_sleeper.txt", json!({"word": "a"})),
+            "11",
+            "{way}: what was taken and not used is left out"
+        );
     }
 }
 

@@ -31,6 +31,7 @@ fn main() {
     for rate in rates {
         let stage = play.stage(rate, Duration::from_secs(seconds.into()), jobs);
         report.add(stage);
+        play.settle();
     }
     report.write();
 }

@@ -138,17 +138,28 @@ impl Play {
             }
         });
         let seconds = begun.elapsed().as_secs_f64();
-        // What was submitted last is still on its way.
+        let started = world.started.load(Ordering::Relaxed) - before.0;
+        // What was submitted last is still on its way; the next stage is to begin without it.
         sleep(Duration::from_secs(5));
         let cpu = [(0, std::process::id()), (1, self.etcd)].map(|(at, pid)| (self::usage(pid) - usage[at]) / (seconds + 5.0));
         Stage {
             rate,
             seconds,
-            started: world.started.load(Ordering::Relaxed) - before.0,
+            started,
             failed: world.failures.load(Ordering::Relaxed) - before.1,
             times: std::mem::take(&mut world.times.lock().unwrap()),
             cpu,
             memory_mib: resident(std::process::id()),
+        }
+    }
+
+    /// Waits until all that was submitted runs.
+    pub fn settle(&self) {
+        let world = &self.world;
+        let begun = Instant::now();
+        let waiting = || world.submitted.load(Ordering::Relaxed) - world.started.load(Ordering::Relaxed);
+        while waiting() > world.failures.load(Ordering::Relaxed) && begun.elapsed() < Duration::from_secs(120) {
+            sleep(Duration::from_millis(100));
         }
     }
 }

@@ -109,8 +109,10 @@ impl Slurm {
 
 impl Scheduler for Slurm {
     fn submit(&self, submission: &Submission, before: &Before) -> Result<String> {
+        // sbatch starts meanwhile.
+        let begun = Instant::now();
         before.run()?;
-        self.command(SUBMIT, || {
+        self.command(SUBMIT.saturating_sub(begun.elapsed()), || {
             let mut jobs = self.jobs.lock().unwrap();
             jobs.last += 1;
             let id = jobs.last;
