@@ -208,7 +208,10 @@ impl Jobs {
         // All that can be wrong with the input shows now, before anything is written or asked of other machines.
         self.render(&template, &new.variables, 0, "user", "/home/user", "log")?;
         let user = cluster.user(&new.uid)?;
-        self.store.check_limit(&cluster.name, &user.name, self.jobs_per_user())?;
+        // What was asked for under a key may be there already, and be the one job that is too many.
+        if named.is_none() {
+            self.store.check_limit(&cluster.name, &user.name, self.jobs_per_user())?;
+        }
         let token = Token::from_bytes(random()?);
         let suffix = format!("{}{:08x}", self.installation()?, u32::from_be_bytes(random()?));
         let job = new_job(cluster, self.store.new_id()?, new, &user, &token, &suffix);

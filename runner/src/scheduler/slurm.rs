@@ -80,7 +80,7 @@ impl Slurm {
 
     /// Runs a command on the first node that can: `judge` says what an answer is worth, and `Unavailable` sends us to the
     /// next node.
-    fn first_answer<T>(&self, run: impl Fn(&Node) -> Result<Output>, judge: impl Fn(&Output) -> Result<T>) -> Result<T> {
+    fn first_answer<A, T>(&self, run: impl Fn(&Node) -> Result<A>, judge: impl Fn(&A) -> Result<T>) -> Result<T> {
         let mut failures = Vec::new();
         for command_node in self.in_order() {
             let address = command_node.node.address();
@@ -126,12 +126,18 @@ impl Scheduler for Slurm {
     fn submit(&self, submission: &Submission, before: &Before) -> Result<String> {
         let line = sbatch_line(submission);
         let script = submission.script.as_bytes();
-        let judge = |output: &Output| match before.failure() {
-            // No other node is to be asked.
-            Some(error) => Ok(Err(error.clone())),
-            None => judge_sbatch(output).map(Ok),
+        let run = |node: &Node| {
+            let answer = node.run_as_user_once(&line, script, SUBMIT_LIMIT, &|| before.run().is_ok());
+            match before.failure() {
+                // Whatever became of a command without its input: no other node is to be asked.
+                Some(error) => Ok(Err(error.clone())),
+                None => answer.map(Ok),
+            }
         };
-        self.first_answer(|node| node.run_as_user_once(&line, script, SUBMIT_LIMIT, &|| before.run().is_ok()), judge)?
+        self.first_answer(run, |answer| match answer {
+            Ok(output) => judge_sbatch(output).map(Ok),
+            Err(error) => Ok(Err(error.clone())),
+        })?
     }
 
     fn cancel(&self, user: &str, scheduler_job_id: &str) -> Result<()> {

@@ -72,6 +72,8 @@ one() {
 }
 while { { one 2>&3 3>&- 4>&- | relay >&4; } 3>&1 | relay >&2; } 4>&1; do :; done'"#;
 
+/// Letters of a mark.
+const MARK: usize = 32;
 /// How long the other side has to say that it begins.
 const BEGIN_LIMIT: Duration = Duration::from_secs(4);
 /// What a user's command prints is a line or two; and it is theirs to choose.
@@ -145,7 +147,8 @@ impl Channel {
         }
         let mut channel = Self { whose, child, stdin, stdout, stderr, heard: Instant::now() };
         // A login shell may print a greeting, which goes before the first answer.
-        channel.run(":", b"", deadline)?;
+        // A login may take long, so nothing is held back for this one.
+        channel.exchange(":", b"", deadline, 0, &|| true)?;
         Ok(channel)
     }
 
@@ -161,11 +164,23 @@ impl Channel {
 
     /// The same; a user's command gets its input if `go` says so, which is asked while it starts.
     pub fn run_if(&mut self, line: &str, input: &[u8], deadline: Instant, go: &dyn Fn() -> bool) -> Result<Output, Broken> {
+        let held = if self.whose == Whose::Users { MARK } else { 0 };
+        self.exchange(line, input, deadline, held, go)
+    }
+
+    fn exchange(
+        &mut self,
+        line: &str,
+        input: &[u8],
+        deadline: Instant,
+        held: usize,
+        go: &dyn Fn() -> bool,
+    ) -> Result<Output, Broken> {
         let mark = mark().map_err(Broken::Ended)?;
         let mut request = format!("{mark} {} {line}\n", input.len() + mark.len()).into_bytes();
         request.extend_from_slice(input);
         request.extend_from_slice(mark.as_bytes());
-        let mut exchange = Exchange::new(&mark, request, self.whose);
+        let mut exchange = Exchange { held, ..Exchange::new(&mark, request, self.whose) };
         let carried = exchange.carry(self.stdin.as_fd(), self.stdout.as_fd(), self.stderr.as_fd(), deadline, go);
         carried.map_err(|broken| exchange.judge(broken))?;
         self.heard = Instant::now();
@@ -205,8 +220,8 @@ impl Exchange {
             request,
             most: whose.most_output(),
             sent: 0,
-            held: if whose == Whose::Users { mark.len() } else { 0 },
-            begun: false,
+            held: 0,
+            begun: whose == Whose::Ours,
             asked: None,
             stdout: Vec::new(),
             stderr: Vec::new(),
@@ -226,7 +241,7 @@ impl Exchange {
             Errno::FBIG => Broken::Ended("it printed more than is taken".into()),
             _ => Broken::Ended(format!("{error} {}", String::from_utf8_lossy(words))),
         };
-        let begun = Instant::now();
+        let (begun, mut cut) = (Instant::now(), false);
         while !self.answered() {
             if self.ended == (true, true) {
                 return Err(Broken::Ended(String::from_utf8_lossy(&self.stderr).into_owned()));
@@ -238,7 +253,7 @@ impl Exchange {
                 match write(stdin, &self.request[self.sent..due]) {
                     Ok(count) => self.sent += count,
                     // What it said before it went is still to be read.
-                    Err(Errno::PIPE) => self.sent = due,
+                    Err(Errno::PIPE) => (self.sent, cut) = (due, true),
                     Err(Errno::AGAIN | Errno::INTR) => {}
                     Err(error) => return Err(broken(error, &self.stderr)),
                 }
@@ -246,8 +261,11 @@ impl Exchange {
             self.ended.0 = take(stdout, &mut self.stdout, self.most).map_err(|error| broken(error, &self.stderr))?;
             self.ended.1 = take(stderr, &mut self.stderr, self.most).map_err(|error| broken(error, &self.stderr))?;
             self.note_beginning();
-            if self.held > 0 && self.sent > 0 && self.asked.is_none() {
+            if self.held > 0 && self.sent > 0 && self.asked.is_none() && !cut && !self.ended.0 {
                 self.ask(go);
+                if Instant::now() >= deadline {
+                    return Err(Broken::Late);
+                }
             }
             if self.begun && self.asked.is_some() {
                 self.held = 0;
@@ -273,8 +291,7 @@ impl Exchange {
     fn note_beginning(&mut self) {
         let word = format!("ready {}\n", self.mark);
         let said = |at: &usize| self.stdout[*at..].starts_with(word.as_bytes());
-        if self.held > 0
-            && !self.begun
+        if !self.begun
             && let Some(at) = (0..self.stdout.len()).find(said)
         {
             self.stdout.drain(..at + word.len());

@@ -215,6 +215,35 @@ fn megabytes_come_through_both_ways() {
 }
 
 #[test]
+fn a_login_may_take_longer_than_a_shell_that_is_there_has_to_begin() {
+    for whose in BOTH {
+        let folder = tempfile::tempdir().unwrap();
+        let script = "#!/bin/sh\nsleep 5\nexec /bin/sh \"$@\"\n";
+        std::fs::write(folder.path().join("sh"), script).unwrap();
+        std::fs::set_permissions(folder.path().join("sh"), std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+        let mut ssh = Command::new("/bin/sh");
+        ssh.env("PATH", format!("{}:{}", folder.path().display(), std::env::var("PATH").unwrap())).arg("-c");
+        assert!(Duration::from_secs(5) > BEGIN_LIMIT);
+        let mut channel = Channel::open(ssh, whose, soon()).unwrap();
+        assert_eq!(run(&mut channel, "echo there").stdout, "there\n", "{whose:?}");
+    }
+}
+
+#[test]
+fn of_a_users_command_that_was_allowed_too_late_it_is_said_that_nothing_happened() {
+    with_each_shell(&[Whose::Users], |channel, folder, shell| {
+        let go = || {
+            std::thread::sleep(Duration::from_millis(300));
+            true
+        };
+        let late = channel.run_if("cat >received", b"a script", Instant::now() + Duration::from_millis(200), &go);
+        assert!(matches!(late, Err(Broken::Unbegun(_))), "{shell}: {late:?}");
+        cut_off(channel, "", shell);
+        assert_eq!(std::fs::read_to_string(folder.join("received")).unwrap_or_default(), "", "{shell}");
+    });
+}
+
+#[test]
 fn a_users_command_gets_its_input_only_when_somebody_says_so_while_it_starts() {
     with_each_shell(&[Whose::Users], |channel, folder, shell| {
         for (go, received) in [(true, "a script\n"), (false, "")] {

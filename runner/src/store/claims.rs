@@ -257,9 +257,10 @@ impl Store {
 
     /// The same for several on one gateway, in as few changes as they fit into.
     pub fn release_all(&self, closings: &[Closing]) -> Result<()> {
-        let _turn = closings.first().map(|closing| self.turn(&closing.gateway)).transpose()?;
         let mut left = closings;
-        while !left.is_empty() {
+        while let Some(Closing { gateway, .. }) = left.first() {
+            // Those who claim get theirs in between.
+            let _turn = self.turn(gateway)?;
             let (fitting, rest) = left.split_at(fitting(left, |closing| (closing.blocks(), &closing.nodes)));
             self.repeat(|| self.try_to_release(fitting))?;
             left = rest;

@@ -6,6 +6,7 @@ use crate::domain::summary::Summary;
 use crate::error::{Error, Result};
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
+use std::cell::Cell;
 use std::collections::BTreeSet;
 use std::ops::Range;
 use std::sync::{Arc, MutexGuard, PoisonError};
@@ -117,7 +118,7 @@ pub enum Created {
 
 impl Store {
     /// The id for a new job, of those that were taken from the counter for the next few, so that most jobs cost no change of it. What a
-    /// program has taken and not used is never used: ids grow, and may leave some out.
+    /// program has taken and not used is never used.
     pub fn new_id(&self) -> Result<u64> {
         if let Some(id) = self.next_id() {
             return Ok(id);
@@ -150,23 +151,37 @@ impl Store {
     pub fn create_job(&self, job: &Job, repeat: Option<RepeatKey>, limit: usize) -> Result<Created> {
         let (cluster, key) = (job.cluster.as_str(), keys::job(&job.cluster, job.id));
         let _turn = self.turn(&keys::owner(cluster, &job.user))?;
+        let again = Cell::new(false);
         self.repeat(|| {
             let mut change = Change::default();
             if let Some(before) = self.check_key(cluster, repeat, &mut change)? {
                 return Ok(Some(Created::Before(before)));
             }
-            if self.read::<Job>(&key)?.0.is_some() {
+            if self.was_put_back(job, again.replace(true))? {
                 return Err(self.ids_are_taken());
             }
             self.own(job, limit, &mut change)?;
             change.expect.push((key.clone(), 0));
+            change.expect.push((keys::finished(cluster, job.id), 0));
             put(&mut change, &key, job)?;
             put_key(cluster, repeat, job.id, &mut change)?;
             Ok(self.commit("create-job", &change)?.then_some(Created::New))
         })
     }
 
-    /// The database was put back to what it was a while ago, with a counter that begins again.
+    /// Whether the database knows nothing of this id having been taken, or more than that: it was put back to what it was a while ago, with a
+    /// counter that begins again. What copies of it may not hold is asked only when there is a reason (`surely`).
+    fn was_put_back(&self, job: &Job, surely: bool) -> Result<bool> {
+        let (there, finished) = (keys::job(&job.cluster, job.id), keys::finished(&job.cluster, job.id));
+        let found = match surely {
+            true => self.backend.get(&[keys::COUNTER.to_owned(), there, finished])?,
+            false => self.recent(&[keys::COUNTER.to_owned(), there])?,
+        };
+        let counter = found[0].as_ref().map(|found| decode::<Counter>(keys::COUNTER, &found.value)).transpose()?;
+        Ok(found[1..].iter().any(Option::is_some) || counter.is_none_or(|counter| counter.next <= job.id))
+    }
+
+    /// None of those that are kept is used any more.
     fn ids_are_taken(&self) -> Error {
         *self.ids() = 0..0;
         Error::unavailable("the database gave the same job id twice: it has been put back, it seems; try again")

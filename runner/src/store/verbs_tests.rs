@@ -74,15 +74,26 @@ fn programs_on_one_database_never_give_the_same_id_also_after_it_was_put_back() 
     let second = open();
     let other = create(&second);
     assert!(other > 2, "{other}");
-    // As if the counter began again: nobody's job is overwritten, and the next try gets an id of its own.
-    let beyond = owned(other + 1, "bob");
-    second.create_job(&beyond, None, usize::MAX).unwrap();
-    let id = second.new_id().unwrap();
-    assert_eq!(id, beyond.id);
-    let refused = second.create_job(&owned(id, "alice"), None, usize::MAX).unwrap_err();
-    assert!(refused.kind == ErrorKind::Unavailable && refused.message.contains("put back"), "{refused}");
-    assert_eq!(second.job(&["default"], id).unwrap().unwrap().user, "bob");
-    assert!(create(&second) > id);
+    let refused = |job: &Job| {
+        let refused = second.create_job(job, None, usize::MAX).unwrap_err();
+        assert!(refused.kind == ErrorKind::Unavailable && refused.message.contains("put back"), "{refused}");
+    };
+    // As if others had been given the same ids: nobody's job is overwritten, whether it runs or has ended.
+    let [running, ended] = [second.new_id().unwrap(), second.new_id().unwrap()];
+    for id in [running, ended] {
+        second.create_job(&owned(id, "bob"), None, usize::MAX).unwrap();
+    }
+    let end = |job: &mut Job| job.finish(Outcome::Completed, None, "", Timestamp::UNIX_EPOCH);
+    second.update_job("default", ended, "test", end).unwrap();
+    for id in [running, ended] {
+        refused(&owned(id, "alice"));
+        assert_eq!(second.job(&["default"], id).unwrap().unwrap().user, "bob");
+    }
+    let next = create(&second);
+    assert!(next > ended, "{next}");
+    // As if the counter began again: ids that it has yet to give are not used.
+    refused(&owned(next + 1000, "alice"));
+    assert!(create(&second) > next);
 }
 
 #[test]
@@ -201,6 +212,7 @@ fn a_moved_grant_holds_its_ports_for_both_gateways_until_the_old_rules_are_gone(
 #[test]
 fn a_key_gives_the_same_job_and_another_only_in_place_of_one_that_was_rejected() {
     let (_folder, store) = store();
+    assert_eq!([store.new_id().unwrap(), store.new_id().unwrap()], [1, 2]);
     let create = |id, body, instead_of| {
         let repeat = RepeatKey { key: "k", body, instead_of };
         store.create_job(&owned(id, "alice"), Some(repeat), usize::MAX).unwrap()
@@ -305,7 +317,7 @@ fn many_claims_at_once_never_share_a_port() {
 #[test]
 fn a_record_of_a_newer_program_is_left_alone() {
     let (_folder, store) = store();
-    let newer = Job { version: RECORD_VERSION + 1, ..owned(1, "alice") };
+    let newer = Job { version: RECORD_VERSION + 1, ..owned(store.new_id().unwrap(), "alice") };
     store.create_job(&newer, None, usize::MAX).unwrap();
     let error = store.update_job("default", 1, "test", |job| job.message.clear()).unwrap_err();
     assert!(error.message.contains("upgrade"), "{error}");

@@ -3,6 +3,7 @@
 //! A failed look says nothing and changes nothing. A job that the scheduler does not show is believed to be gone only after two
 //! good looks in a row.
 
+mod cancels;
 mod looks;
 mod plan;
 
@@ -22,6 +23,7 @@ use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use self::cancels::Cancels;
 use self::looks::Looks;
 use self::plan::{Ending, Found, LATE_LIMIT, Step, accounted, ending, is_settled, plan};
 
@@ -48,6 +50,7 @@ pub struct JobsWatch {
     keep_finished: Duration,
     keep_trail: Duration,
     looks: Looks,
+    cancels: Cancels,
     misses: HashMap<u64, u32>,
     /// Since when jobs are gone from the scheduler's list whose end its accounts do not tell yet.
     vanished: HashMap<u64, Instant>,
@@ -66,6 +69,7 @@ impl JobsWatch {
             keep_finished,
             keep_trail: Duration::MAX,
             looks: Looks::default(),
+            cancels: Cancels::default(),
             misses: HashMap::new(),
             vanished: HashMap::new(),
             without_id: HashMap::new(),
@@ -175,18 +179,27 @@ impl JobsWatch {
     }
 
     fn observe_all(&mut self, seen: Vec<(&Summary, Seen)>, overview: &HashMap<String, String>) {
-        let observed = crowd::for_each(seen, |(job, seen)| (job.id, self.observe(job, &seen), seen.scheduler_job_id));
-        for (job, observed, scheduler_job_id) in observed {
-            match (observed, overview.get(&scheduler_job_id)) {
-                (Ok(Some(after)), Some(words)) => self.looks.acted(&after, words),
-                (Ok(_), _) => {}
-                (Err(error), _) => log::warn!("job {job}: {error}"),
+        let observed = crowd::for_each(seen, |(job, seen)| (job.id, self.observe(job, &seen), seen));
+        let mut lingering = Vec::new();
+        for (job, observed, seen) in observed {
+            match observed {
+                Ok(Some((after, applied))) => {
+                    if applied && let Some(words) = overview.get(&seen.scheduler_job_id) {
+                        self.looks.acted(&after, words);
+                    }
+                    if lingers(&after, &seen) {
+                        lingering.push((after.user, seen.scheduler_job_id));
+                    }
+                }
+                Ok(None) => {}
+                Err(error) => log::warn!("job {job}: {error}"),
             }
         }
+        self.cancels.begin(&self.cluster, lingering);
     }
 
-    /// Writes down what was seen of a job; returns it as it is now, if it is what the look was at.
-    fn observe(&self, job: &Summary, seen: &Seen) -> Result<Option<Job>> {
+    /// Writes down what was seen of a job; returns the job as it is now, and whether it is what the look was at.
+    fn observe(&self, job: &Summary, seen: &Seen) -> Result<Option<(Job, bool)>> {
         let (applied, news) = (Cell::new(false), Cell::new(false));
         // Who changed the job after we read it had a newer look than ours.
         let after = self.store.update_job(&self.cluster.name, job.id, "observe", |now| {
@@ -209,10 +222,7 @@ impl JobsWatch {
         if after.state != job.state {
             log::info!("job {}: {:?}: {}", job.id, after.state, after.message);
         }
-        if lingers(&after, seen) {
-            self.cluster.cancel(&after.user, &seen.scheduler_job_id)?;
-        }
-        Ok(applied.get().then_some(after))
+        Ok(Some((after, applied.get())))
     }
 
     /// One question about all jobs that are gone. Who is in no accounts is waited for a while, where there are any.

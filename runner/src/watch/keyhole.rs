@@ -189,7 +189,14 @@ impl KeyholeWatch {
         let job = |grant: &Grant| jobs.get(&grant.job).map(AsRef::as_ref);
         let stays = |grant: &Arc<Grant>| grant.state != GrantState::Closing && keeps_ports(grant, job(grant));
         let (keep, end): (Vec<_>, Vec<_>) = grants.into_iter().partition(stays);
-        crowd::for_each(end, |grant| log_failure(grant.job, self.end_grant(&grant, jobs.contains_key(&grant.job))));
+        // Those of one gateway change the same records.
+        let mut by_gateway: BTreeMap<String, Vec<Arc<Grant>>> = BTreeMap::new();
+        for grant in end {
+            by_gateway.entry(grant.gateway.clone()).or_default().push(grant);
+        }
+        crowd::for_each(by_gateway.into_values().collect(), |grants: Vec<Arc<Grant>>| {
+            grants.iter().for_each(|grant| log_failure(grant.job, self.end_grant(grant, jobs.contains_key(&grant.job))));
+        });
         keep
     }
 

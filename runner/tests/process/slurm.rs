@@ -257,6 +257,20 @@ fn cancelling_a_job_that_slurm_has_forgotten_is_no_error() {
 }
 
 #[test]
+fn what_is_refused_while_sbatch_starts_is_answered_as_such_and_asked_of_no_other_node() {
+    let mut cluster = Cluster::new();
+    cluster.bench.set("limits", json!({"jobs-per-user": 1}));
+    let served = api_alone(&cluster);
+    id(&served.post(&job("alice")));
+    // With a key the limit is looked at when the job is written down, and not before.
+    let refused = served.post_as("a key", &job("alice"));
+    refused.assert_problem(429, "Too Many Requests", "user alice has 1 jobs");
+    assert_eq!((cluster.called("sbatch").len(), cluster.scripts()), (2, 1), "sbatch got nothing of it");
+    assert!(cluster.called("connect").iter().all(|call| call[1] == "runner@cmd0"), "{:?}", cluster.calls());
+    assert_eq!(served.post(&job("bob")).status, 200, "the node is well");
+}
+
+#[test]
 fn a_cluster_that_hangs_leaves_room_for_those_who_look_at_jobs() {
     let cluster = Cluster::new();
     let served = cluster.bench.serve();

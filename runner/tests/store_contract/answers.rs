@@ -104,6 +104,7 @@ fn the_verbs_are_repeated_after_a_lost_answer_without_harm() {
     // A job whose number nobody was told: it is there, and will be found to have no scheduler's id. The same key finds it; without a
     // key the next try gets its own.
     let key = RepeatKey { key: "digest of the key", body: "digest of the body", instead_of: None };
+    assert_eq!([store.new_id().unwrap(), store.new_id().unwrap()], [1, 2]);
     let create = |id, key| {
         let job = Job { id, cluster: "default".into(), user: "alice".into(), name: MARK.into(), ..Job::default() };
         store.create_job(&job, key, 9)

@@ -9,6 +9,7 @@ use std::sync::Mutex;
 use std::thread;
 use std::time::{Duration, Instant};
 
+use bwvisu_runner::domain::job::Job;
 use bwvisu_runner::error::ErrorKind;
 use bwvisu_runner::store::Store;
 use bwvisu_runner::store::etcd::EtcdConfig;
@@ -36,9 +37,11 @@ fn no_verb_takes_longer_than_its_bound_however_many_wait_for_a_silent_etcd() {
         for caller in 1..=CALLERS {
             let (store, times) = (&store, &times);
             scope.spawn(move || {
+                let job = Job { id: caller, cluster: "default".into(), user: "alice".into(), ..Job::default() };
                 let begin = Instant::now();
-                let outcome = match caller % 2 {
+                let outcome = match caller % 3 {
                     0 => store.new_id().map(drop),
+                    1 => store.create_job(&job, None, 9).map(drop),
                     _ => store.claim(&grant(caller, "10.0.0.1", 50_000, &["c0"], "nonce")).map(drop),
                 };
                 times.lock().unwrap().push(begin.elapsed());
