@@ -208,10 +208,15 @@ impl Jobs {
         // All that can be wrong with the input shows now, before anything is written or asked of other machines.
         self.render(&template, &new.variables, 0, "user", "/home/user", "log")?;
         let user = cluster.user(&new.uid)?;
-        // What was asked for under a key may be there already, and be the one job that is too many.
-        if named.is_none() {
-            self.store.check_limit(&cluster.name, &user.name, self.jobs_per_user())?;
+        let limit = self.store.check_limit(&cluster.name, &user.name, self.jobs_per_user());
+        if let (Err(busy), Some(named)) = (&limit, named)
+            && busy.kind == ErrorKind::Busy
+            && self.store.repeatable(&cluster.name, &named.key)?.map(|now| now.job) != instead_of
+        {
+            // The same request made at the same time: the job that is too many is its own.
+            return Err(under_way());
         }
+        limit?;
         let token = Token::from_bytes(random()?);
         let suffix = format!("{}{:08x}", self.installation()?, u32::from_be_bytes(random()?));
         let job = new_job(cluster, self.store.new_id()?, new, &user, &token, &suffix);
@@ -226,7 +231,7 @@ impl Jobs {
     fn create(&self, job: &Job, repeat: Option<RepeatKey>) -> Result<()> {
         match self.store.create_job(job, repeat, self.jobs_per_user())? {
             Created::New => log::info!("job {}: {} for {} as {}", job.id, job.template_name, job.user, job.name),
-            Created::Before(_) => return Err(Error::unavailable("a request with this Idempotency-Key is under way; repeat it")),
+            Created::Before(_) => return Err(under_way()),
         }
         Ok(())
     }
@@ -426,6 +431,10 @@ impl Jobs {
             error.message
         )))
     }
+}
+
+fn under_way() -> Error {
+    Error::unavailable("a request with this Idempotency-Key is under way; repeat it")
 }
 
 fn named(key: &str, new: &NewJob) -> Result<Named> {

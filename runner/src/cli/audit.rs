@@ -7,7 +7,7 @@ use crate::app::open_store;
 use crate::cluster::Cluster;
 use crate::config;
 use crate::error::{Error, Result};
-use crate::logging::{self, Format};
+use crate::logging::{self, Format, id};
 use crate::store::Store;
 use clap::Args;
 use serde_json::Value;
@@ -61,6 +61,8 @@ fn offline(named: Option<&Path>, fix: bool) -> Result<Value> {
     crate::app::prepare_folders(&config)?;
     let store = Arc::new(Store::new(open_store(&config.store)?));
     let clusters = config.clusters.iter().map(|cluster| Cluster::new(cluster, &config).map(Arc::new)).collect::<Result<_>>()?;
+    // Somebody's request, which waits for all that it does.
+    let _request = id::within(id::fresh());
     let report = Admin::new(store, clusters).audit(fix)?;
     serde_json::to_value(&report).map_err(|e| Error::internal(format!("the report cannot be written: {e}")))
 }

@@ -175,9 +175,11 @@ impl Line {
     /// What it means that a command has no answer. Only its own session is lost, as long as the connection carries something.
     fn broke(&self, master: &Arc<Master>, broken: Broken) -> Error {
         // What is known to be dead is not waited for; else logins may be slow, and others use the connection.
-        let limit = if matches!(broken, Broken::Unbegun(_)) { SIGN_OF_LIFE } else { SHELL_LIMIT };
+        let unbegun = matches!(broken, Broken::Unbegun(_));
+        let limit = if unbegun { SIGN_OF_LIFE } else { SHELL_LIMIT };
         if self.is_silent(master, limit) {
-            self.disconnect(master);
+            // What others have under way on it has deadlines of its own, and ssh finds out by itself whether it is dead.
+            if unbegun { self.leave(master) } else { self.disconnect(master) }
         } else {
             master.lost_sessions.store(true, Ordering::Relaxed);
         }

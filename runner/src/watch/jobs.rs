@@ -110,15 +110,17 @@ impl JobsWatch {
                 Step::Leave | Step::Missed | Step::Patience => {}
             }
         }
-        self.observe_all(seen, &overview);
+        let mut lingering = self.observe_all(seen, &overview);
         let (known, never_there) = gone.into_iter().partition(|job| job.scheduler_job_id.is_some());
         self.end_all(never_there, ending);
         self.end_vanished(known);
         for late in &given_up {
-            if let Err(error) = self.look_for_late(late, &by_name) {
-                log::warn!("job {}: {error}", late.job);
+            match self.look_for_late(late, &by_name) {
+                Ok(alive) => lingering.extend(alive.into_iter().map(|id| (late.user.clone(), id))),
+                Err(error) => log::warn!("job {}: {error}", late.job),
             }
         }
+        self.cancels.begin(&self.cluster, lingering);
         self.store.set_heard(&self.cluster.name, begun)?;
         self.sweep()
     }
@@ -178,7 +180,8 @@ impl JobsWatch {
         step
     }
 
-    fn observe_all(&mut self, seen: Vec<(&Summary, Seen)>, overview: &HashMap<String, String>) {
+    /// Returns the owners and the scheduler's ids of jobs that are to be cancelled once more.
+    fn observe_all(&mut self, seen: Vec<(&Summary, Seen)>, overview: &HashMap<String, String>) -> Vec<(String, String)> {
         let observed = crowd::for_each(seen, |(job, seen)| (job.id, self.observe(job, &seen), seen));
         let mut lingering = Vec::new();
         for (job, observed, seen) in observed {
@@ -195,7 +198,7 @@ impl JobsWatch {
                 Err(error) => log::warn!("job {job}: {error}"),
             }
         }
-        self.cancels.begin(&self.cluster, lingering);
+        lingering
     }
 
     /// Writes down what was seen of a job; returns the job as it is now, and whether it is what the look was at.
@@ -268,17 +271,20 @@ impl JobsWatch {
         Ok(())
     }
 
-    /// A submission that was given up: if it has turned up, it is one job too many, since it was said to have failed.
-    fn look_for_late(&self, late: &GivenUp, by_name: &HashMap<String, Vec<Seen>>) -> Result<()> {
+    /// A submission that was given up: if it has turned up, it is one job too many, since it was said to have failed. Returns the scheduler's
+    /// ids of what is to be cancelled.
+    fn look_for_late(&self, late: &GivenUp, by_name: &HashMap<String, Vec<Seen>>) -> Result<Vec<String>> {
         let alive = |seen: &&Seen| seen.user == late.user && matches!(seen.phase, Phase::Waiting | Phase::Running);
-        for seen in by_name.get(&late.name).into_iter().flatten().filter(alive) {
-            log::warn!("job {}: given up, and now the scheduler has it as {}; cancelled", late.job, seen.scheduler_job_id);
-            self.cluster.cancel(&late.user, &seen.scheduler_job_id)?;
+        let found = by_name.get(&late.name).into_iter().flatten().filter(alive);
+        let found: Vec<String> = found.map(|seen| seen.scheduler_job_id.clone()).collect();
+        for id in &found {
+            log::warn!("job {}: given up, and now the scheduler has it as {id}; cancelled", late.job);
         }
-        if Timestamp::now().duration_since(late.since) > SignedDuration::try_from(LATE_LIMIT).unwrap_or(SignedDuration::MAX) {
+        let limit = SignedDuration::try_from(LATE_LIMIT).unwrap_or(SignedDuration::MAX);
+        if found.is_empty() && Timestamp::now().duration_since(late.since) > limit {
             self.store.forget_given_up(late)?;
         }
-        Ok(())
+        Ok(found)
     }
 
     fn sweep(&mut self) -> Result<()> {

@@ -88,8 +88,11 @@ impl Cluster {
 
     /// Waits for so many further, complete looks of the watcher.
     pub fn looks(&self, count: usize) {
-        let before = self.called("squeue").len();
-        let enough = || (self.called("squeue").len() > before + count).then_some(());
+        // Each has one overview, and as many questions for details as there is reason for.
+        let overviews =
+            || self.called("squeue").iter().filter(|call| !call.iter().any(|word| word.starts_with("--name="))).count();
+        let before = overviews();
+        let enough = || (overviews() > before + count).then_some(());
         until("the watcher looks", enough, || format!("{:?}", self.calls()));
     }
 }

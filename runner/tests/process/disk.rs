@@ -98,6 +98,8 @@ fn on_a_disk_whose_calls_fail_submissions_are_refused_and_all_goes_on_when_it_wo
         known.push(accepted(&served.post(&job("alice"))));
     }
     assert_eq!(cluster.scripts(), known.len(), "each job was submitted once");
+    let others = cluster.called("connect").into_iter().filter(|call| call[1] != "runner@cmd0").count();
+    assert_eq!(others, 0, "what cannot be written down is no reason to ask another node");
     served.kill();
     assert_eq!(cluster.bench.serve().get("/jobs").body, json!({"jobs": known}));
 }

@@ -1,7 +1,9 @@
 //! Cancellations that the watcher repeats, and does not wait for: they run as the jobs' owners, who may stop them.
 
 use crate::cluster::Cluster;
+use crate::error::ErrorKind;
 use crate::logging::id;
+use crate::watch::crowd;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
@@ -9,9 +11,15 @@ use std::thread;
 /// So many users' at once; the other sessions of a command node are left to those who submit.
 const AT_ONCE: usize = 4;
 
-/// The users whose cancellations are under way.
+/// The users whose cancellations are under way, and whose turn it was last.
 #[derive(Default, Clone)]
-pub(super) struct Cancels(Arc<Mutex<BTreeSet<String>>>);
+pub(super) struct Cancels(Arc<Mutex<State>>);
+
+#[derive(Default)]
+struct State {
+    under_way: BTreeSet<String>,
+    last: String,
+}
 
 /// One of them; it is no longer when this is dropped.
 struct UnderWay(Cancels, String);
@@ -24,10 +32,15 @@ impl Cancels {
         for (user, job) in jobs {
             by_user.entry(user).or_default().push(job);
         }
-        for (user, jobs) in by_user {
-            if id::in_request() {
-                cancel_all(cluster, &user, &jobs);
-            } else if let Some(under_way) = self.claim(&user) {
+        if id::in_request() {
+            return crowd::for_each(by_user.into_iter().collect(), |(user, jobs)| cancel_all(cluster, &user, &jobs))
+                .into_iter()
+                .collect();
+        }
+        // Whoever comes first in the alphabet is not always the first.
+        let behind = by_user.split_off(&self.state().last);
+        for (user, jobs) in behind.into_iter().chain(by_user) {
+            if let Some(under_way) = self.claim(&user) {
                 let (cluster, work) = (Arc::clone(cluster), id::work());
                 let act = move || {
                     let _work = id::inherited(work);
@@ -41,18 +54,23 @@ impl Cancels {
     }
 
     fn claim(&self, user: &str) -> Option<UnderWay> {
-        let mut users = self.users();
-        (users.len() < AT_ONCE && users.insert(user.to_owned())).then(|| UnderWay(self.clone(), user.to_owned()))
+        let mut state = self.state();
+        let claimed = state.under_way.len() < AT_ONCE && state.under_way.insert(user.to_owned());
+        if claimed {
+            // The next in order, whoever that is.
+            state.last = format!("{user}\0");
+        }
+        claimed.then(|| UnderWay(self.clone(), user.to_owned()))
     }
 
-    fn users(&self) -> MutexGuard<'_, BTreeSet<String>> {
+    fn state(&self) -> MutexGuard<'_, State> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl Drop for UnderWay {
     fn drop(&mut self) {
-        self.0.users().remove(&self.1);
+        self.0.state().under_way.remove(&self.1);
     }
 }
 
@@ -60,6 +78,10 @@ fn cancel_all(cluster: &Cluster, user: &str, jobs: &[String]) {
     for job in jobs {
         if let Err(error) = cluster.cancel(user, job) {
             log::warn!("the scheduler's job {job}, which was cancelled, is still there: {error}");
+            // What is in the way of one is in the way of the others.
+            if matches!(error.kind, ErrorKind::Unavailable | ErrorKind::Unknown) {
+                return;
+            }
         }
     }
 }
@@ -78,6 +100,6 @@ mod tests {
         drop(alice);
         assert!(cancels.claim("bob").is_some() && cancels.claim("alice").is_some());
         drop(others);
-        assert!(cancels.users().is_empty());
+        assert!(cancels.state().under_way.is_empty());
     }
 }
