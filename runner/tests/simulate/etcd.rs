@@ -15,7 +15,10 @@ pub struct Server {
 impl Server {
     pub fn start() -> Self {
         let folder = tempfile::tempdir().unwrap();
-        let address = Ipv4Addr::new(127, 77, 1, 1);
+        // Another play's may still be there.
+        let [.., high, low] = std::process::id().to_be_bytes();
+        let address = Ipv4Addr::new(127, 77, high, low);
+        assert!(TcpStream::connect((address, 2379)).is_err(), "something listens on {address} already");
         let (client, peer) = (format!("http://{address}:2379"), format!("http://{address}:2380"));
         let child = Command::new("etcd")
             .arg(format!("--data-dir={}", folder.path().join("data").display()))
