@@ -209,6 +209,8 @@ fn a_lost_submission_that_is_somebody_elses_by_name_is_not_taken_for_ours() {
 fn a_job_that_slurm_takes_after_it_was_given_up_is_cancelled() {
     let cluster = Cluster::new();
     cluster.play("slow.sbatch", "");
+    // No look may come between and find 41.
+    cluster.play("hang.squeue", "");
     let served = cluster.bench.serve();
     let answer = std::thread::scope(|scope| {
         let posted = scope.spawn(|| served.post(&job("alice")));
@@ -218,6 +220,7 @@ fn a_job_that_slurm_takes_after_it_was_given_up_is_cancelled() {
         let name = cluster.called("sbatch")[0][2].replace("--job-name=", "");
         cluster.forget("41");
         cluster.add_foreign("900", &name, "alice", "FAILED");
+        cluster.stop_playing("hang.squeue");
         served.await_state("1", "finished");
         cluster.show("900", "Name", "other");
         std::fs::rename(cluster.bench.path("fake/gone.41"), cluster.bench.path("fake/queue/41")).unwrap();
