@@ -178,18 +178,19 @@ fn panics(log: &str) -> String {
     lines[at.saturating_sub(3)..lines.len().min(at + 6)].join("\n")
 }
 
-/// Threads and descriptors of the process, once they are no more than that and do not get fewer any more.
+/// The fewest threads and descriptors that the process is seen with, once they are no more than that and do not get fewer any more. Now and then
+/// it has one more, whenever its watchers look around.
 fn settled(served: &Served, most: (usize, usize)) -> (usize, usize) {
     let count = |what: &str| fs::read_dir(format!("/proc/{}/{what}", served.pid())).unwrap().count();
-    let now = || (count("task"), count("fd"));
-    let last = Mutex::new(((usize::MAX, usize::MAX), Instant::now()));
+    let fewest = Mutex::new(((usize::MAX, usize::MAX), Instant::now()));
     let look = || {
-        let (now, mut last) = (now(), last.lock().unwrap());
-        if now != last.0 {
-            *last = (now, Instant::now());
+        let (now, mut fewest) = ((count("task"), count("fd")), fewest.lock().unwrap());
+        let fewer = (now.0.min(fewest.0.0), now.1.min(fewest.0.1));
+        if fewer != fewest.0 {
+            *fewest = (fewer, Instant::now());
         }
-        let is_calm = last.1.elapsed() > Duration::from_millis(1500);
-        (is_calm && now.0 <= most.0 && now.1 <= most.1).then_some(now)
+        let is_calm = fewest.1.elapsed() > Duration::from_millis(1500);
+        (is_calm && fewer.0 <= most.0 && fewer.1 <= most.1).then_some(fewer)
     };
-    until("threads and descriptors settle", look, || format!("{:?}, and at most {most:?} are expected", now()))
+    until("threads and descriptors settle", look, || format!("{:?}, and at most {most:?} are expected", fewest.lock().unwrap()))
 }

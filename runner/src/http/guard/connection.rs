@@ -104,7 +104,10 @@ impl Visit {
         loop {
             let (answered, visit) = match self.request() {
                 Ok(request) => match self.work(&guard, &request) {
-                    Some((response, mut visit)) => (visit.answer(&response), visit),
+                    Some((response, mut visit)) => {
+                        visit.seat.answered();
+                        (visit.answer(&response), visit)
+                    }
                     None => return,
                 },
                 Err(end) => (Err(end), self),

@@ -3,6 +3,7 @@
 //! When all seats are taken, a newcomer gets the seat of somebody who has not sent a whole request yet. So whoever asks
 //! at once is served, however many others only sit there.
 
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use std::cmp::Reverse;
 use std::collections::HashMap;
 use std::net::{IpAddr, Ipv6Addr, Shutdown, TcpStream};
@@ -42,8 +43,16 @@ enum Stage {
     Arriving,
     /// A password was wrong, and the answer to it waits.
     Denied,
-    /// A whole request is there, and its answer is made or written.
+    /// A whole request is there, and its answer is made.
     Answering,
+    /// The answer is being written, or is.
+    Answered,
+}
+
+impl Stage {
+    fn has_whole_request(self) -> bool {
+        matches!(self, Self::Answering | Self::Answered)
+    }
 }
 
 /// A place for one connection, free again when this is dropped.
@@ -61,12 +70,14 @@ impl Seats {
 
     /// A seat for `socket`, and the address of whoever had to leave for it because all were taken. The socket comes back if its address has its
     /// share, or if every seat is somebody's who is being answered. Wrong passwords do not count for that share: behind a proxy all clients have
-    /// one address, and who guesses must not keep out the others.
+    /// one address, and who guesses must not keep out the others. Nor do those who have got what they asked for and have hung up: on a busy machine
+    /// it takes a while until their threads notice.
     pub(super) fn take(self: &Arc<Self>, socket: TcpStream, peer: IpAddr) -> Result<(Seat, Option<IpAddr>), TcpStream> {
         let peer = peer.to_canonical();
         let mut room = self.room();
         let here = room.addresses.get(&network(peer)).copied().unwrap_or(0);
-        if here >= self.share(room.taken.len()) && !room.put_out_denied(network(peer)) {
+        let share = self.share(room.taken.len());
+        if here >= share && here - room.hung_up(network(peer)) >= share && !room.put_out_denied(network(peer)) {
             return Err(socket);
         }
         let mut left = None;
@@ -122,9 +133,18 @@ impl Room {
         id
     }
 
+    /// How many of this network have been answered, or have asked nothing yet, and will not read on.
+    fn hung_up(&self, network: IpAddr) -> usize {
+        let waits = |sitter: &&Sitter| sitter.network == network && matches!(sitter.stage, Stage::Idle | Stage::Answered);
+        let sockets = self.taken.values().filter(waits).map(|sitter| &sitter.socket);
+        let mut ends: Vec<PollFd> = sockets.map(|socket| PollFd::new(socket, PollFlags::RDHUP)).collect();
+        // Looks, and waits for nobody. Where it fails, nobody has.
+        poll(&mut ends, Some(&Timespec::default())).unwrap_or(0)
+    }
+
     /// Ends the oldest connection without a whole request, of the address that has the most of those.
     fn put_out(&mut self) -> Option<IpAddr> {
-        let unfinished = || self.taken.iter().filter(|(_, sitter)| sitter.stage != Stage::Answering);
+        let unfinished = || self.taken.iter().filter(|(_, sitter)| !sitter.stage.has_whole_request());
         let mut counts: HashMap<IpAddr, usize> = HashMap::new();
         unfinished().for_each(|(_, sitter)| *counts.entry(sitter.network).or_default() += 1);
         let worst = |id: u64, sitter: &Sitter| (counts.get(&sitter.network).copied(), Reverse((sitter.since, id)));
@@ -182,6 +202,11 @@ impl Seat {
         self.enter(Stage::Answering)
     }
 
+    /// The answer to a whole request is there, and is written now.
+    pub(super) fn answered(&self) {
+        self.enter(Stage::Answered);
+    }
+
     /// Nothing is asked just now.
     pub(super) fn idle(&self) {
         self.enter(Stage::Idle);
@@ -190,7 +215,7 @@ impl Seat {
     fn enter(&self, stage: Stage) -> bool {
         let mut room = self.seats.room();
         let Some(sitter) = room.taken.get_mut(&self.id) else { return false };
-        if sitter.stage == Stage::Answering {
+        if sitter.stage.has_whole_request() {
             sitter.since = Instant::now();
         }
         sitter.stage = stage;
@@ -253,6 +278,49 @@ mod tests {
         assert!(take(1).is_ok());
         drop((a, b, c));
         assert_eq!(seats.taken(), 0);
+    }
+
+    #[test]
+    fn who_was_answered_and_has_hung_up_takes_no_seat_from_others_of_that_address() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let pair = || (TcpStream::connect(listener.local_addr().unwrap()).unwrap(), listener.accept().unwrap().0);
+        let seats = Seats::new(30, 2);
+        let mut clients = Vec::new();
+        let mut take = |last: u8| {
+            let (client, ours) = pair();
+            clients.push(client);
+            seats.take(ours, [10, 0, 0, last].into()).map(|(seat, _)| seat)
+        };
+        let seated: Vec<Seat> = [1, 1, 2].map(|last| take(last).unwrap()).into();
+        seated.iter().for_each(|seat| assert!(seat.answering()));
+        seated.iter().for_each(Seat::answered);
+        assert!(take(1).is_err(), "both read on");
+        let mut take_after = |end: usize, next: u8| {
+            clients.remove(end);
+            let ours = pair().1;
+            seats.take(ours, [10, 0, 0, next].into()).ok().map(|(seat, _)| seat)
+        };
+        assert!(take_after(2, 1).is_none(), "only the other address has one who left");
+        let newcomer = take_after(0, 1).unwrap();
+        assert!(newcomer.answering());
+        assert_eq!(seats.taken(), 4, "nobody is put out for it");
+        drop(seated);
+        assert_eq!(seats.taken(), 1);
+    }
+
+    #[test]
+    fn who_has_hung_up_before_the_answer_is_there_is_counted() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let seats = Seats::new(30, 1);
+        let take = || {
+            drop(TcpStream::connect(listener.local_addr().unwrap()).unwrap());
+            seats.take(listener.accept().unwrap().0, [10, 0, 0, 1].into()).ok().map(|(seat, _)| seat)
+        };
+        let first = take().unwrap();
+        assert!(first.answering(), "it costs as much as one who stays");
+        assert!(take().is_none());
+        first.answered();
+        assert!(take().is_some());
     }
 
     #[test]

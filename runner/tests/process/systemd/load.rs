@@ -16,6 +16,7 @@ pub struct Client {
 /// The part of an answer that matters here.
 pub struct Heard {
     pub status: u16,
+    pub body: String,
     /// Whether the connection goes on.
     pub stays: bool,
 }
@@ -57,9 +58,11 @@ impl Client {
             length = line.strip_prefix("content-length: ").map_or(length, |digits| digits.parse().unwrap());
             lines.push(line);
         }
-        self.stream.read_exact(&mut vec![0; length])?;
+        let mut body = vec![0; length];
+        self.stream.read_exact(&mut body)?;
+        let body = String::from_utf8_lossy(&body).into_owned();
         let status = lines[0].split(' ').nth(1).and_then(|code| code.parse().ok()).unwrap_or(0);
-        Ok(Heard { status, stays })
+        Ok(Heard { status, body, stays })
     }
 }
 
@@ -113,7 +116,7 @@ impl Shared {
                     self.answered.fetch_add(1, Ordering::Relaxed);
                     kept = (keeps && heard.stays).then_some(client);
                 }
-                Ok((heard, _)) => self.lost.lock().unwrap().push(format!("status {}", heard.status)),
+                Ok((heard, _)) => self.lost.lock().unwrap().push(format!("status {}: {}", heard.status, heard.body)),
                 Err(error) => self.lost.lock().unwrap().push(format!("{error} (connection kept: {reused})")),
             }
         }
