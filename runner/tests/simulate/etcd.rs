@@ -2,12 +2,13 @@
 
 use bwvisu_runner::store::etcd::EtcdConfig;
 use std::net::{Ipv4Addr, TcpStream};
+use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 pub struct Server {
     /// Removed when the play is over.
-    _folder: tempfile::TempDir,
+    folder: tempfile::TempDir,
     address: Ipv4Addr,
     child: Child,
 }
@@ -37,7 +38,7 @@ impl Server {
             assert!(begun.elapsed() < Duration::from_secs(20), "etcd does not start");
             std::thread::sleep(Duration::from_millis(50));
         }
-        Self { _folder: folder, address, child }
+        Self { folder, address, child }
     }
 
     pub fn config(&self) -> EtcdConfig {
@@ -47,6 +48,11 @@ impl Server {
 
     pub fn pid(&self) -> u32 {
         self.child.id()
+    }
+
+    /// What etcd compares with its quota: its database, with room in it that is free again. Not its log, which it keeps short by itself.
+    pub fn database(&self) -> PathBuf {
+        self.folder.path().join("data/member/snap/db")
     }
 }
 

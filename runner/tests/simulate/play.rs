@@ -1,11 +1,12 @@
 //! The play: front ends that submit at a given rate, jobs that ask for a port and listen a moment later, and watchers behind.
 
+use crate::Centre;
 use crate::etcd::Server;
 use crate::gateway::{Listeners, Played};
 use crate::report::{Stage, Times};
 use crate::scheduler::{Batch, Slurm};
 use bwvisu_runner::cluster::Cluster;
-use bwvisu_runner::config;
+use bwvisu_runner::config::Config;
 use bwvisu_runner::domain::batch_script::Clients;
 use bwvisu_runner::domain::job::State;
 use bwvisu_runner::gateway::Gateway;
@@ -16,19 +17,18 @@ use bwvisu_runner::templates::TemplateFolder;
 use bwvisu_runner::watch::{jobs::JobsWatch, keyhole::KeyholeWatch};
 use keyhole_protocol::{Confirm, Grant, Nonce, Purpose, Request, Token, sign};
 use std::collections::{BTreeMap, VecDeque};
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread::{self, sleep};
 use std::time::{Duration, Instant};
 
-const GATEWAYS: usize = 20;
 const USERS: u64 = 1000;
 /// Front ends' requests at once, and jobs that ask for ports at once: as many as the limits of a runner let in.
 const AT_ONCE: usize = 64;
 /// From the answer of keyhole to the application's listen().
 const LISTENS_AFTER: Duration = Duration::from_secs(2);
-/// The watchers' intervals, as by default.
-const JOBS_INTERVAL: Duration = Duration::from_secs(5);
+/// The keyhole watcher's intervals, as by default.
 const KEYHOLE_INTERVAL: Duration = Duration::from_secs(2);
 const PROBE_INTERVAL: Duration = Duration::from_millis(500);
 /// Every so many jobs, somebody waits for `available` and tells how long it took.
@@ -37,6 +37,7 @@ const SAMPLE: u64 = 20;
 pub struct Play {
     world: Arc<World>,
     etcd: u32,
+    database: PathBuf,
     /// Removed when the play is over.
     _folder: tempfile::TempDir,
 }
@@ -44,8 +45,7 @@ pub struct Play {
 struct World {
     slurm: Arc<Slurm>,
     listeners: Listeners,
-    jobs: Jobs,
-    keyhole: Arc<Keyhole>,
+    runners: Vec<Runner>,
     /// Jobs that run, the oldest first, with what they listen on.
     running: Mutex<VecDeque<(u64, String, u16)>>,
     submitted: AtomicU64,
@@ -54,33 +54,43 @@ struct World {
     times: Mutex<Times>,
 }
 
+/// What answers front ends and jobs.
+struct Runner {
+    store: Arc<Store>,
+    cluster: Arc<Cluster>,
+    jobs: Jobs,
+    keyhole: Arc<Keyhole>,
+}
+
 impl Play {
-    pub fn new(etcd: &Server) -> Self {
+    pub fn new(etcd: &Server, centre: &Centre) -> Self {
         let folder = tempfile::tempdir().unwrap();
         std::fs::write(folder.path().join("play.txt"), "#!/bin/bash\n#SBATCH --time=10\n#KEYHOLE-REQUEST-PORTS 1\nsleep 1\n")
             .unwrap();
         let (slurm, listeners) = (Arc::<Slurm>::default(), Listeners::default());
-        let (cluster, config) = cluster(folder.path(), &slurm, &listeners);
-        let store = Arc::new(Store::new(Box::new(Etcd::connect(etcd.config()).unwrap().mirrored())));
-        let keyhole = Arc::new(Keyhole::new(Arc::clone(&store), vec![Arc::clone(&cluster)], 100, false));
-        let templates = TemplateFolder::new(folder.path().to_owned(), 100);
-        let clients = Clients::new(vec![("x86_64".into(), vec![7; 40_000])]).unwrap();
-        let servers = vec!["10.9.0.1:80".parse().unwrap()];
-        let jobs = Jobs::new(Arc::clone(&store), vec![Arc::clone(&cluster)], templates, clients, servers, 100, config.limits);
+        let config = config(folder.path(), centre.gateways);
+        let gateways: Vec<_> = (0..centre.gateways).map(|number| Arc::new(Played::new(number, &listeners))).collect();
+        let runner = |_| Runner::new(etcd, &config, folder.path(), &slurm, &gateways);
+        let runners: Vec<_> = (0..centre.runners).map(runner).collect();
+        let Runner { store, cluster, keyhole, .. } = &runners[0];
+        let mut jobs_watch = JobsWatch::new(Arc::clone(store), Arc::clone(cluster), Duration::from_secs(60));
+        let mut keyhole_watch = KeyholeWatch::new(Arc::clone(store), Arc::clone(cluster), Arc::clone(keyhole));
         let world = Arc::new(World {
             slurm,
             listeners,
-            jobs,
-            keyhole: Arc::clone(&keyhole),
+            runners,
             running: Mutex::default(),
             submitted: AtomicU64::new(0),
             started: AtomicU64::new(0),
             failures: AtomicU64::new(0),
             times: Mutex::default(),
         });
-        let mut jobs_watch = JobsWatch::new(Arc::clone(&store), Arc::clone(&cluster), Duration::from_secs(60));
-        let mut keyhole_watch = KeyholeWatch::new(store, cluster, keyhole);
-        watcher(&world, JOBS_INTERVAL, |times| &mut times.jobs_watch, move || jobs_watch.cycle().map_err(|e| e.to_string()));
+        watcher(
+            &world,
+            centre.jobs_interval,
+            |times| &mut times.jobs_watch,
+            move || jobs_watch.cycle().map_err(|e| e.to_string()),
+        );
         watcher(
             &world,
             PROBE_INTERVAL,
@@ -97,7 +107,7 @@ impl Play {
                 }
             });
         }
-        Self { world, etcd: etcd.pid(), _folder: folder }
+        Self { world, etcd: etcd.pid(), database: etcd.database(), _folder: folder }
     }
 
     /// Starts so many jobs as fast as it goes, and waits until they run.
@@ -150,6 +160,7 @@ impl Play {
             times: std::mem::take(&mut world.times.lock().unwrap()),
             cpu,
             memory_mib: resident(std::process::id()),
+            database_mib: std::fs::metadata(&self.database).unwrap().len() as f64 / f64::from(1 << 20),
         }
     }
 
@@ -164,14 +175,37 @@ impl Play {
     }
 }
 
+impl Runner {
+    fn new(etcd: &Server, config: &Config, folder: &Path, slurm: &Arc<Slurm>, gateways: &[Arc<Played>]) -> Self {
+        let mut cluster = Cluster::new(&config.clusters[0], config).unwrap();
+        cluster.scheduler = Arc::<Slurm>::clone(slurm);
+        cluster.gateways = gateways.iter().map(|gateway| Arc::<Played>::clone(gateway) as Arc<dyn Gateway>).collect();
+        let cluster = Arc::new(cluster);
+        let clusters = || vec![Arc::clone(&cluster)];
+        let store = Arc::new(Store::new(Box::new(Etcd::connect(etcd.config()).unwrap().mirrored())));
+        let keyhole = Arc::new(Keyhole::new(Arc::clone(&store), clusters(), 100, false));
+        let templates = TemplateFolder::new(folder.to_owned(), 100);
+        let clients = Clients::new(vec![("x86_64".into(), vec![7; 40_000])]).unwrap();
+        let servers = vec!["10.9.0.1:80".parse().unwrap()];
+        let jobs = Jobs::new(Arc::clone(&store), clusters(), templates, clients, servers, 100, config.limits);
+        Self { store, cluster, jobs, keyhole }
+    }
+}
+
 impl World {
+    /// In turns.
+    fn runner(&self, number: u64) -> &Runner {
+        &self.runners[number as usize % self.runners.len()]
+    }
+
     /// What a front end does.
     fn submit(&self) {
         // Ten jobs each, with as many running as there are by default.
-        let user = format!("user{:04}", self.submitted.fetch_add(1, Ordering::Relaxed) % USERS);
+        let number = self.submitted.fetch_add(1, Ordering::Relaxed);
+        let user = format!("user{:04}", number % USERS);
         let new = NewJob { uid: user, template_name: "play.txt".into(), variables: BTreeMap::new() };
         let begun = Instant::now();
-        match self.jobs.submit(&new, None) {
+        match self.runner(number).jobs.submit(&new, None) {
             Ok(_) => self.times.lock().unwrap().submit.push(begun.elapsed()),
             Err(error) => self.failed("submit", &error.to_string()),
         }
@@ -184,9 +218,9 @@ impl World {
         let nonce = Nonce([u8::try_from(id % 251).unwrap(); 16]);
         let body = Request { job: id, run: 0, nonce, ports: 1, nodes: vec![batch.node.clone()] }.to_body();
         let signature = sign(&token, Purpose::Request, body.as_bytes());
-        let peer = [10, 9, 9, 9].into();
+        let (keyhole, peer) = (&self.runner(id).keyhole, [10, 9, 9, 9].into());
         let answer = loop {
-            match self.keyhole.grant(body.as_bytes(), &signature, peer) {
+            match keyhole.grant(body.as_bytes(), &signature, peer) {
                 Ok(answer) => break answer,
                 Err(error) if begun.elapsed() > Duration::from_secs(60) => return self.failed("grant", &error.to_string()),
                 Err(_) => sleep(Duration::from_millis(200)),
@@ -194,7 +228,7 @@ impl World {
         };
         self.times.lock().unwrap().grant.push(begun.elapsed());
         let confirm = Confirm { job: id, run: 0, nonce }.to_body();
-        if let Err(error) = self.keyhole.confirm(confirm.as_bytes(), &sign(&token, Purpose::Confirm, confirm.as_bytes()), peer) {
+        if let Err(error) = keyhole.confirm(confirm.as_bytes(), &sign(&token, Purpose::Confirm, confirm.as_bytes()), peer) {
             self.failed("confirm", &error.to_string());
         }
         let port = Grant::parse(&answer.body).unwrap().ports[0].internal;
@@ -211,7 +245,7 @@ impl World {
     fn wait_for_available(&self, id: u64, listens: Instant) {
         sleep(listens.saturating_duration_since(Instant::now()));
         while listens.elapsed() < Duration::from_secs(60) {
-            match self.jobs.describe(id) {
+            match self.runner(id).jobs.describe(id) {
                 Ok(view) if view.job.state == State::Available => {
                     return self.times.lock().unwrap().available.push(listens.elapsed());
                 }
@@ -263,9 +297,9 @@ fn watcher(
     });
 }
 
-fn cluster(folder: &std::path::Path, slurm: &Arc<Slurm>, listeners: &Listeners) -> (Arc<Cluster>, config::Config) {
+fn config(folder: &Path, gateways: usize) -> Config {
     let path = folder.join("config.json");
-    let gateways: Vec<_> = (1..=GATEWAYS)
+    let gateways: Vec<_> = (1..=gateways)
         .map(|n| serde_json::json!({"internal-ip": format!("10.9.0.{n}"), "external-ip": format!("10.9.0.{n}"), "user": "u"}))
         .collect();
     let text = serde_json::json!({
@@ -278,11 +312,7 @@ fn cluster(folder: &std::path::Path, slurm: &Arc<Slurm>, listeners: &Listeners) 
         "limits": {"jobs-per-user": 0},
     });
     std::fs::write(&path, text.to_string()).unwrap();
-    let config = config::load(Some(&path)).unwrap();
-    let mut cluster = Cluster::new(&config.clusters[0], &config).unwrap();
-    cluster.scheduler = Arc::<Slurm>::clone(slurm);
-    cluster.gateways = (0..GATEWAYS).map(|number| Arc::new(Played::new(number, listeners)) as Arc<dyn Gateway>).collect();
-    (Arc::new(cluster), config)
+    bwvisu_runner::config::load(Some(&path)).unwrap()
 }
 
 /// Seconds of CPU that a process has used.

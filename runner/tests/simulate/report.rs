@@ -1,5 +1,6 @@
 //! What the play came to, in a table and in target/simulate/results.json.
 
+use crate::Centre;
 use serde_json::json;
 use std::time::Duration;
 
@@ -22,10 +23,12 @@ pub struct Stage {
     /// Of this process and etcd, in processors.
     pub cpu: [f64; 2],
     pub memory_mib: f64,
+    /// etcd's, with what it may overwrite.
+    pub database_mib: f64,
 }
 
 pub struct Report {
-    jobs: usize,
+    centre: serde_json::Value,
     rows: Vec<serde_json::Value>,
 }
 
@@ -33,12 +36,16 @@ pub struct Report {
 const FOLLOWED: f64 = 0.95;
 
 impl Report {
-    pub fn new(jobs: usize) -> Self {
+    pub fn new(centre: &Centre) -> Self {
         println!(
-            "starts/s  followed  failed  submit ms     grant ms      available ms  jobs-watch ms keyhole-watch   CPU  etcd   MiB"
+            "starts/s  followed  failed  submit ms     grant ms      available ms  jobs-watch ms keyhole-watch   CPU  etcd   MiB  database"
         );
         println!("offered     started         p50    p99    p50    p99    p50    p99    p50    max    p50    max");
-        Self { jobs, rows: Vec::new() }
+        let centre = json!({
+            "running-jobs": centre.jobs, "gateways": centre.gateways, "runners": centre.runners,
+            "jobs-seconds": centre.jobs_interval.as_secs(),
+        });
+        Self { centre, rows: Vec::new() }
     }
 
     pub fn add(&mut self, mut stage: Stage) {
@@ -54,14 +61,15 @@ impl Report {
         let followed = achieved >= FOLLOWED * f64::from(stage.rate) && stage.failed == 0;
         let cells: String = pairs.iter().map(|(low, high)| format!("{low:7.0}{high:7.0}")).collect();
         println!(
-            "{:7}  {:7.1} {} {:6}{cells} {:5.2} {:5.2} {:5.0}",
+            "{:7}  {:7.1} {} {:6}{cells} {:5.2} {:5.2} {:5.0} {:9.0}",
             stage.rate,
             achieved,
             if followed { "yes" } else { "NO " },
             stage.failed,
             stage.cpu[0],
             stage.cpu[1],
-            stage.memory_mib
+            stage.memory_mib,
+            stage.database_mib
         );
         let names = ["submit", "grant", "available", "jobs-watch", "keyhole-watch"];
         let times: serde_json::Map<_, _> =
@@ -69,6 +77,7 @@ impl Report {
         self.rows.push(json!({
             "offered": stage.rate, "started": achieved, "followed": followed, "failed": stage.failed, "milliseconds": times,
             "cpu": stage.cpu[0], "etcd-cpu": stage.cpu[1], "memory-mib": stage.memory_mib,
+            "database-mib": stage.database_mib,
         }));
     }
 
@@ -77,7 +86,7 @@ impl Report {
             std::env::var("CARGO_TARGET_DIR").unwrap_or_else(|_| concat!(env!("CARGO_MANIFEST_DIR"), "/../target").into());
         let path = std::path::Path::new(&folder).join("simulate/results.json");
         std::fs::create_dir_all(path.parent().unwrap()).unwrap();
-        let all = json!({"running-jobs": self.jobs, "stages": self.rows});
+        let all = json!({"centre": self.centre, "stages": self.rows});
         std::fs::write(&path, serde_json::to_string_pretty(&all).unwrap()).unwrap();
         println!("{}", path.display());
     }
