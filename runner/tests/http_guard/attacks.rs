@@ -1,7 +1,7 @@
 //! What strangers do. In each test an ordinary client is served at once, during the attack and after it.
 
 use std::io::{ErrorKind, Read, Write};
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, Shutdown};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -154,6 +154,25 @@ fn a_flood_from_one_address_leaves_room_for_the_others() {
         drop(seated);
         eventually("there is room for the address again", || is_served(&world, FOE));
     }
+}
+
+#[test]
+fn those_who_hang_up_halfway_and_do_not_read_get_no_more_seats_for_it() {
+    const SHARE: usize = 8;
+    let world = World::plain(Limits { per_address: SHARE, write: Duration::from_secs(30), ..short() });
+    let half = |_| {
+        let mut socket = socket(world.address, FOE);
+        let _ = socket.write_all(b"GET /big/12000000 HTTP/1.1\r\nHost: a\r\n\r\n".repeat(5).as_slice());
+        let _ = socket.shutdown(Shutdown::Write);
+        socket
+    };
+    let halves: Vec<_> = (0..40).map(half).collect();
+    // For a moment, a few of them have not begun to wait for their clients.
+    eventually("most are turned away", || world.server.refused() >= 40 - 2 * SHARE as u64);
+    world.assert_serves();
+    eventually("all that are there wait for their clients", || !is_served(&world, FOE));
+    drop(halves);
+    eventually("there is room for the address again", || is_served(&world, FOE));
 }
 
 /// What those send who take seats and never ask for anything.

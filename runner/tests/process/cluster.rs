@@ -60,6 +60,19 @@ impl Cluster {
         fs::remove_file(self.bench.path(&format!("fake/{what}"))).unwrap();
     }
 
+    /// From now on `program` hangs, and one call does already.
+    pub fn hold(&self, program: &str) {
+        let held = self.bench.path(&format!("fake/held.{program}"));
+        // From another time, perhaps. Whoever hangs makes it anew.
+        let _ = fs::remove_file(&held);
+        self.play(&format!("hang.{program}"), "");
+        until("a call is held", || held.exists().then_some(()), || format!("{:?}", self.calls()));
+    }
+
+    pub fn release(&self, program: &str) {
+        self.stop_playing(&format!("hang.{program}"));
+    }
+
     /// Changes what squeue shows of a job.
     pub fn show(&self, id: &str, field: &str, value: &str) {
         self.play(&format!("queue/{id}/{field}"), &format!("{value}\n"));

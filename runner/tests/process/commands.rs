@@ -235,6 +235,7 @@ fn waiting_ends_when_the_job_ends_or_the_time_is_over() {
     let id = served.submit(&user().name, "template_bad.txt", json!({}));
     assert_fails(&client(&bench, &served, &["wait", &id]), "exit code 3");
     let id = served.submit(&user().name, "template_sleeper.txt", json!({"word": "a"}));
+    served.await_state(&id, "running");
     assert_fails(&client(&bench, &served, &["wait", &id, "--timeout", "1"]), "is still running");
 }
 

@@ -25,7 +25,7 @@ const REQUESTS: usize = 10_000;
 /// Clients side by side on each listener.
 const CLIENTS: usize = 8;
 /// An ordinary client gets its answer within this time, whatever the others do.
-const PATIENCE: Duration = Duration::from_secs(5);
+const PATIENCE: Duration = Duration::from_secs(15);
 
 /// What became of the requests on one listener: status, or how the connection ended, and how often.
 type Counts = BTreeMap<String, usize>;
@@ -62,7 +62,7 @@ fn ten_thousand_malformed_requests_on_each_listener_leave_nothing_behind() {
     assert!(!log.contains("panicked") && !log.contains("is lost"), "{}", panics(&log));
     assert_nothing_came_of_it(&served);
     assert_eq!(self::spool(&bench), spool, "something was submitted");
-    let (threads_now, descriptors_now) = settled(&served, (threads + 2, descriptors + 2));
+    let (threads_now, descriptors_now) = settled(&served, (threads + 4, descriptors + 4));
     println!("threads {threads} before and {threads_now} after, descriptors {descriptors} before and {descriptors_now} after");
     // The first job ever, by its id.
     assert_eq!(served.submit(&user().name, "template_sleeper.txt", json!({"word": "a"})), "1");

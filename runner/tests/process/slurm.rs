@@ -201,7 +201,9 @@ fn a_lost_submission_that_is_somebody_elses_by_name_is_not_taken_for_ours() {
     cluster.add_foreign("41", &name, "alice", "PENDING");
     served.await_state("1", "finished");
     assert_eq!(served.job("1")["outcome"], "cancelled");
-    assert_eq!(cluster.called("scancel"), [["scancel", "41"]]);
+    // A look that had begun before may have told it once more.
+    let told = cluster.called("scancel");
+    assert!(!told.is_empty() && told.iter().all(|call| call[1..] == ["41"]), "{told:?}");
     assert_eq!(served.job("1")["scheduler-job-id"], "41");
 }
 

@@ -43,7 +43,7 @@ fn a_submission_that_hangs_is_cut_off_and_its_job_is_found_after_the_restart() {
     until("sbatch works", || (!cluster.called("sbatch").is_empty()).then_some(()), || served.log());
     let (code, time) = served.terminate();
     assert_eq!(code, Some(0));
-    assert!(time > Duration::from_secs(15) && time < Duration::from_secs(25), "{time:?}");
+    assert!(time > Duration::from_secs(15) && time < Duration::from_secs(35), "{time:?}");
     assert!(!post.join().unwrap().is_ok_and(|status| status == 200), "nobody was told that it went well");
     cluster.stop_playing("slow.sbatch");
 
@@ -76,5 +76,5 @@ fn a_configuration_that_cannot_be_read_to_its_end_does_not_hold_up_the_end() {
     assert_eq!(served.get("/jobs").status, 200, "it serves meanwhile");
     let (code, time) = served.terminate();
     assert_eq!(code, Some(0));
-    assert!(time < Duration::from_secs(5), "{time:?}");
+    assert!(time < Duration::from_secs(15), "{time:?}");
 }

@@ -1,14 +1,14 @@
 //! A real etcd for the play, on an address of loopback of its own.
 
 use bwvisu_runner::store::etcd::EtcdConfig;
+use std::io::{Read, Write};
 use std::net::{Ipv4Addr, TcpStream};
-use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 pub struct Server {
     /// Removed when the play is over.
-    folder: tempfile::TempDir,
+    _folder: tempfile::TempDir,
     address: Ipv4Addr,
     child: Child,
 }
@@ -38,7 +38,7 @@ impl Server {
             assert!(begun.elapsed() < Duration::from_secs(20), "etcd does not start");
             std::thread::sleep(Duration::from_millis(50));
         }
-        Self { folder, address, child }
+        Self { _folder: folder, address, child }
     }
 
     pub fn config(&self) -> EtcdConfig {
@@ -50,9 +50,16 @@ impl Server {
         self.child.id()
     }
 
-    /// What etcd compares with its quota: its database, with room in it that is free again. Not its log, which it keeps short by itself.
-    pub fn database(&self) -> PathBuf {
-        self.folder.path().join("data/member/snap/db")
+    /// Its database, with the room in it that is free again, as it compares it with its quota; and without.
+    pub fn database_mib(&self) -> [f64; 2] {
+        let mut page = String::new();
+        let mut socket = TcpStream::connect((self.address, 2379)).unwrap();
+        socket.write_all(b"GET /metrics HTTP/1.0\r\n\r\n").unwrap();
+        socket.read_to_string(&mut page).unwrap();
+        ["etcd_mvcc_db_total_size_in_bytes ", "etcd_mvcc_db_total_size_in_use_in_bytes "].map(|name| {
+            let figure = page.lines().find_map(|line| line.strip_prefix(name)).expect("etcd tells its size");
+            figure.parse::<f64>().unwrap() / f64::from(1 << 20)
+        })
     }
 }
 

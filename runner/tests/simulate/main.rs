@@ -3,7 +3,7 @@
 //! 2,000 nodes behind 20 gateways, starts more and more of them per second, and tells where it can follow no more.
 //!
 //! SIMULATE_RATES (starts per second, one stage each) and SIMULATE_SECONDS (of a stage) change the play; SIMULATE_JOBS, SIMULATE_GATEWAYS,
-//! SIMULATE_RUNNERS (that answer front ends and jobs; the first one watches) and SIMULATE_JOBS_SECONDS (between two looks at the scheduler) the
+//! SIMULATE_RUNNERS (a single one does everything; of several the first only watches, and the others answer) and SIMULATE_JOBS_SECONDS (between two looks at the scheduler) the
 //! centre.
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a play that cannot go on ends")]
 
@@ -23,14 +23,16 @@ pub struct Centre {
     pub jobs: usize,
     /// How many gateways there are.
     pub gateways: usize,
-    /// How many answer front ends and jobs. The first one watches.
+    /// A single one does everything; of several the first only watches, and the others answer.
     pub runners: usize,
     /// `watch.jobs-seconds`
     pub jobs_interval: Duration,
 }
 
 fn number(name: &str, default: u32) -> u32 {
-    std::env::var(name).map_or(default, |text| text.parse().unwrap_or_else(|_| panic!("{name} is not a number")))
+    let number = std::env::var(name).map_or(default, |text| text.parse().unwrap_or_else(|_| panic!("{name} is not a number")));
+    assert_ne!(number, 0, "{name} is to be 1 at least");
+    number
 }
 
 fn main() {

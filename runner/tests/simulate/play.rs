@@ -17,8 +17,8 @@ use bwvisu_runner::templates::TemplateFolder;
 use bwvisu_runner::watch::{jobs::JobsWatch, keyhole::KeyholeWatch};
 use keyhole_protocol::{Confirm, Grant, Nonce, Purpose, Request, Token, sign};
 use std::collections::{BTreeMap, VecDeque};
-use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::path::Path;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread::{self, sleep};
 use std::time::{Duration, Instant};
@@ -34,10 +34,9 @@ const PROBE_INTERVAL: Duration = Duration::from_millis(500);
 /// Every so many jobs, somebody waits for `available` and tells how long it took.
 const SAMPLE: u64 = 20;
 
-pub struct Play {
+pub struct Play<'a> {
     world: Arc<World>,
-    etcd: u32,
-    database: PathBuf,
+    etcd: &'a Server,
     /// Removed when the play is over.
     _folder: tempfile::TempDir,
 }
@@ -62,8 +61,8 @@ struct Runner {
     keyhole: Arc<Keyhole>,
 }
 
-impl Play {
-    pub fn new(etcd: &Server, centre: &Centre) -> Self {
+impl<'a> Play<'a> {
+    pub fn new(etcd: &'a Server, centre: &Centre) -> Self {
         let folder = tempfile::tempdir().unwrap();
         std::fs::write(folder.path().join("play.txt"), "#!/bin/bash\n#SBATCH --time=10\n#KEYHOLE-REQUEST-PORTS 1\nsleep 1\n")
             .unwrap();
@@ -107,18 +106,22 @@ impl Play {
                 }
             });
         }
-        Self { world, etcd: etcd.pid(), database: etcd.database(), _folder: folder }
+        Self { world, etcd, _folder: folder }
     }
 
     /// Starts so many jobs as fast as it goes, and waits until they run.
     pub fn populate(&self, count: usize) {
-        let begun = Instant::now();
+        let (begun, left) = (Instant::now(), AtomicUsize::new(count));
         thread::scope(|scope| {
             for _ in 0..AT_ONCE {
-                scope.spawn(|| (0..count / AT_ONCE).for_each(|_| self.world.submit()));
+                scope.spawn(|| {
+                    while left.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| left.checked_sub(1)).is_ok() {
+                        self.world.submit();
+                    }
+                });
             }
         });
-        while self.world.running.lock().unwrap().len() < count / AT_ONCE * AT_ONCE {
+        while self.world.running.lock().unwrap().len() < count {
             assert!(begun.elapsed() < Duration::from_secs(600), "{} failures", self.world.failures.load(Ordering::Relaxed));
             sleep(Duration::from_millis(100));
         }
@@ -130,7 +133,7 @@ impl Play {
         let world = &self.world;
         *world.times.lock().unwrap() = Times::default();
         let before = (world.started.load(Ordering::Relaxed), world.failures.load(Ordering::Relaxed));
-        let usage = [usage(std::process::id()), usage(self.etcd)];
+        let usage = [usage(std::process::id()), usage(self.etcd.pid())];
         let (begun, next) = (Instant::now(), AtomicU64::new(0));
         thread::scope(|scope| {
             for _ in 0..AT_ONCE {
@@ -151,7 +154,8 @@ impl Play {
         let started = world.started.load(Ordering::Relaxed) - before.0;
         // What was submitted last is still on its way; the next stage is to begin without it.
         sleep(Duration::from_secs(5));
-        let cpu = [(0, std::process::id()), (1, self.etcd)].map(|(at, pid)| (self::usage(pid) - usage[at]) / (seconds + 5.0));
+        let cpu =
+            [(0, std::process::id()), (1, self.etcd.pid())].map(|(at, pid)| (self::usage(pid) - usage[at]) / (seconds + 5.0));
         Stage {
             rate,
             seconds,
@@ -160,7 +164,7 @@ impl Play {
             times: std::mem::take(&mut world.times.lock().unwrap()),
             cpu,
             memory_mib: resident(std::process::id()),
-            database_mib: std::fs::metadata(&self.database).unwrap().len() as f64 / f64::from(1 << 20),
+            database_mib: self.etcd.database_mib(),
         }
     }
 
@@ -193,9 +197,12 @@ impl Runner {
 }
 
 impl World {
-    /// In turns.
+    /// In turns: one of those that answer.
     fn runner(&self, number: u64) -> &Runner {
-        &self.runners[number as usize % self.runners.len()]
+        let others = &self.runners[1..];
+        let answering = if others.is_empty() { &self.runners } else { others };
+        // Not by the number itself: every twentieth is the one that is measured.
+        &answering[(number / SAMPLE + number % SAMPLE) as usize % answering.len()]
     }
 
     /// What a front end does.
@@ -281,17 +288,14 @@ fn watcher(
     times: fn(&mut Times) -> &mut Vec<Duration>,
     mut cycle: impl FnMut() -> Result<(), String> + Send + 'static,
 ) {
-    static TOLD: AtomicBool = AtomicBool::new(false);
     let world = Arc::clone(world);
     thread::spawn(move || {
         loop {
             let begun = Instant::now();
-            if let Err(error) = cycle()
-                && !TOLD.swap(true, Ordering::Relaxed)
-            {
-                println!("a cycle failed: {error}");
+            match cycle() {
+                Ok(()) => times(&mut world.times.lock().unwrap()).push(begun.elapsed()),
+                Err(error) => world.failed("a cycle", &error),
             }
-            times(&mut world.times.lock().unwrap()).push(begun.elapsed());
             sleep(interval.saturating_sub(begun.elapsed()));
         }
     });

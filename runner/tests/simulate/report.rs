@@ -23,8 +23,8 @@ pub struct Stage {
     /// Of this process and etcd, in processors.
     pub cpu: [f64; 2],
     pub memory_mib: f64,
-    /// etcd's, with what it may overwrite.
-    pub database_mib: f64,
+    /// etcd's database: as it compares it with its quota, and without the room in it that is free again. All stages add to it.
+    pub database_mib: [f64; 2],
 }
 
 pub struct Report {
@@ -38,7 +38,7 @@ const FOLLOWED: f64 = 0.95;
 impl Report {
     pub fn new(centre: &Centre) -> Self {
         println!(
-            "starts/s  followed  failed  submit ms     grant ms      available ms  jobs-watch ms keyhole-watch   CPU  etcd   MiB  database"
+            "starts/s  followed  failed  submit ms     grant ms      available ms  jobs-watch ms keyhole-watch   CPU  etcd   MiB  database in use"
         );
         println!("offered     started         p50    p99    p50    p99    p50    p99    p50    max    p50    max");
         let centre = json!({
@@ -61,7 +61,7 @@ impl Report {
         let followed = achieved >= FOLLOWED * f64::from(stage.rate) && stage.failed == 0;
         let cells: String = pairs.iter().map(|(low, high)| format!("{low:7.0}{high:7.0}")).collect();
         println!(
-            "{:7}  {:7.1} {} {:6}{cells} {:5.2} {:5.2} {:5.0} {:9.0}",
+            "{:7}  {:7.1} {} {:6}{cells} {:5.2} {:5.2} {:5.0} {:9.0} {:6.0}",
             stage.rate,
             achieved,
             if followed { "yes" } else { "NO " },
@@ -69,7 +69,8 @@ impl Report {
             stage.cpu[0],
             stage.cpu[1],
             stage.memory_mib,
-            stage.database_mib
+            stage.database_mib[0],
+            stage.database_mib[1]
         );
         let names = ["submit", "grant", "available", "jobs-watch", "keyhole-watch"];
         let times: serde_json::Map<_, _> =

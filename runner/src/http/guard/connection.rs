@@ -46,7 +46,7 @@ pub(super) fn serve(guard: &Arc<Guard>, seat: Seat) {
 pub(super) fn answer_late(mut visit: Box<Visit>) {
     visit.line.goes_on_here();
     visit.guard.complain_of_lateness();
-    match visit.answer(&answer::busy(LATE)) {
+    match visit.answer_whole(&answer::busy(LATE)) {
         Ok(()) => visit.go_on(),
         Err(end) => visit.end(end),
     }
@@ -104,10 +104,7 @@ impl Visit {
         loop {
             let (answered, visit) = match self.request() {
                 Ok(request) => match self.work(&guard, &request) {
-                    Some((response, mut visit)) => {
-                        visit.seat.answered();
-                        (visit.answer(&response), visit)
-                    }
+                    Some((response, mut visit)) => (visit.answer_whole(&response), visit),
                     None => return,
                 },
                 Err(end) => (Err(end), self),
@@ -257,6 +254,12 @@ impl Visit {
             count => self.buffer.extend_from_slice(&chunk[..count]),
         }
         Ok(())
+    }
+
+    /// Answers a whole request.
+    fn answer_whole(&mut self, response: &Response) -> Result<(), End> {
+        self.seat.answered();
+        self.answer(response)
     }
 
     /// Writes it, and writes it down.

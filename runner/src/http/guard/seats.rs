@@ -33,6 +33,8 @@ struct Sitter {
     stage: Stage,
     /// When it sat down, or had its last answer.
     since: Instant,
+    /// Whether it had an answer to a whole request, or has it right now.
+    was_answered: bool,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -70,14 +72,15 @@ impl Seats {
 
     /// A seat for `socket`, and the address of whoever had to leave for it because all were taken. The socket comes back if its address has its
     /// share, or if every seat is somebody's who is being answered. Wrong passwords do not count for that share: behind a proxy all clients have
-    /// one address, and who guesses must not keep out the others. Nor do those who have got what they asked for and have hung up: on a busy machine
-    /// it takes a while until their threads notice.
+    /// one address, and who guesses must not keep out the others. Nor do, up to as many again, those who have their answer and have hung up: on a
+    /// busy machine it takes a while until their threads notice.
     pub(super) fn take(self: &Arc<Self>, socket: TcpStream, peer: IpAddr) -> Result<(Seat, Option<IpAddr>), TcpStream> {
         let peer = peer.to_canonical();
         let mut room = self.room();
         let here = room.addresses.get(&network(peer)).copied().unwrap_or(0);
         let share = self.share(room.taken.len());
-        if here >= share && here - room.hung_up(network(peer)) >= share && !room.put_out_denied(network(peer)) {
+        let hung_up = || room.hung_up(network(peer)).min(share);
+        if here >= share && here - hung_up() >= share && !room.put_out_denied(network(peer)) {
             return Err(socket);
         }
         let mut left = None;
@@ -129,17 +132,25 @@ impl Room {
         let id = self.next;
         self.next += 1;
         *self.addresses.entry(network).or_default() += 1;
-        self.taken.insert(id, Sitter { socket, network, stage: Stage::Idle, since: Instant::now() });
+        self.taken.insert(id, Sitter { socket, network, stage: Stage::Idle, since: Instant::now(), was_answered: false });
         id
     }
 
-    /// How many of this network have been answered, or have asked nothing yet, and will not read on.
+    /// How many of this network have all of an answer and have hung up. A client can do that and go on reading, or not read at all: nothing but
+    /// their number keeps the former in bounds, and what is still to be written tells the latter.
     fn hung_up(&self, network: IpAddr) -> usize {
-        let waits = |sitter: &&Sitter| sitter.network == network && matches!(sitter.stage, Stage::Idle | Stage::Answered);
-        let sockets = self.taken.values().filter(waits).map(|sitter| &sitter.socket);
-        let mut ends: Vec<PollFd> = sockets.map(|socket| PollFd::new(socket, PollFlags::RDHUP)).collect();
-        // Looks, and waits for nobody. Where it fails, nobody has.
-        poll(&mut ends, Some(&Timespec::default())).unwrap_or(0)
+        let over = |sitter: &Sitter| sitter.was_answered && matches!(sitter.stage, Stage::Idle | Stage::Answered);
+        let sitters = self.taken.values().filter(|sitter| sitter.network == network && over(sitter));
+        let mut ends: Vec<PollFd> =
+            sitters.map(|sitter| PollFd::new(&sitter.socket, PollFlags::RDHUP | PollFlags::OUT)).collect();
+        // Looks, and waits for nobody.
+        if poll(&mut ends, Some(&Timespec::default())).is_err() {
+            return 0;
+        }
+        let gone = |flags: PollFlags| {
+            flags.intersects(PollFlags::HUP | PollFlags::ERR) || flags.contains(PollFlags::RDHUP | PollFlags::OUT)
+        };
+        ends.iter().filter(|end| gone(end.revents())).count()
     }
 
     /// Ends the oldest connection without a whole request, of the address that has the most of those.
@@ -218,6 +229,7 @@ impl Seat {
         if sitter.stage.has_whole_request() {
             sitter.since = Instant::now();
         }
+        sitter.was_answered |= stage == Stage::Answered;
         sitter.stage = stage;
         true
     }
@@ -280,46 +292,81 @@ mod tests {
         assert_eq!(seats.taken(), 0);
     }
 
-    #[test]
-    fn who_was_answered_and_has_hung_up_takes_no_seat_from_others_of_that_address() {
+    /// Connections to `seats` from one address, each with its other end.
+    fn seated(seats: &Arc<Seats>) -> impl FnMut() -> Option<(TcpStream, Seat)> {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        let pair = || (TcpStream::connect(listener.local_addr().unwrap()).unwrap(), listener.accept().unwrap().0);
-        let seats = Seats::new(30, 2);
-        let mut clients = Vec::new();
-        let mut take = |last: u8| {
-            let (client, ours) = pair();
-            clients.push(client);
-            seats.take(ours, [10, 0, 0, last].into()).map(|(seat, _)| seat)
-        };
-        let seated: Vec<Seat> = [1, 1, 2].map(|last| take(last).unwrap()).into();
-        seated.iter().for_each(|seat| assert!(seat.answering()));
-        seated.iter().for_each(Seat::answered);
-        assert!(take(1).is_err(), "both read on");
-        let mut take_after = |end: usize, next: u8| {
-            clients.remove(end);
-            let ours = pair().1;
-            seats.take(ours, [10, 0, 0, next].into()).ok().map(|(seat, _)| seat)
-        };
-        assert!(take_after(2, 1).is_none(), "only the other address has one who left");
-        let newcomer = take_after(0, 1).unwrap();
-        assert!(newcomer.answering());
-        assert_eq!(seats.taken(), 4, "nobody is put out for it");
-        drop(seated);
-        assert_eq!(seats.taken(), 1);
+        move || {
+            let client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+            let (seat, _) = seats.take(listener.accept().unwrap().0, [10, 0, 0, 1].into()).ok()?;
+            Some((client, seat))
+        }
+    }
+
+    fn hang_up(client: TcpStream, seat: &Seat) {
+        drop(client);
+        let patience = Timespec { tv_sec: 10, tv_nsec: 0 };
+        assert_eq!(poll(&mut [PollFd::new(&seat.socket, PollFlags::RDHUP)], Some(&patience)), Ok(1));
     }
 
     #[test]
-    fn who_has_hung_up_before_the_answer_is_there_is_counted() {
-        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    fn who_was_answered_and_has_hung_up_takes_no_seat_from_others_of_that_address() {
+        let seats = Seats::new(30, 2);
+        let mut take = seated(&seats);
+        let [(gone, a), (_stays, b)] = [take().unwrap(), take().unwrap()];
+        for seat in [&a, &b] {
+            assert!(seat.answering());
+            seat.answered();
+        }
+        assert!(take().is_none(), "both read on");
+        hang_up(gone, &a);
+        let (_newcomer, c) = take().unwrap();
+        assert!(c.answering() && b.answering() && a.answering(), "nobody is put out for it");
+        assert!(take().is_none(), "one has left, and one has come");
+        drop((a, b, c));
+        assert_eq!(seats.taken(), 0);
+    }
+
+    #[test]
+    fn so_many_who_have_hung_up_and_no_more_are_left_out_of_account() {
+        let seats = Seats::new(30, 2);
+        let mut take = seated(&seats);
+        let mut all = Vec::new();
+        while let Some((client, seat)) = take() {
+            assert!(seat.answering());
+            seat.answered();
+            hang_up(client, &seat);
+            all.push(seat);
+        }
+        assert_eq!(all.len(), 4, "twice the share");
+    }
+
+    #[test]
+    fn who_has_hung_up_without_an_answer_is_counted() {
         let seats = Seats::new(30, 1);
-        let take = || {
-            drop(TcpStream::connect(listener.local_addr().unwrap()).unwrap());
-            seats.take(listener.accept().unwrap().0, [10, 0, 0, 1].into()).ok().map(|(seat, _)| seat)
-        };
-        let first = take().unwrap();
-        assert!(first.answering(), "it costs as much as one who stays");
-        assert!(take().is_none());
-        first.answered();
+        let mut take = seated(&seats);
+        let (client, seat) = take().unwrap();
+        hang_up(client, &seat);
+        assert!(take().is_none(), "nothing was asked, and the thread may be at work on a handshake");
+        assert!(seat.answering() && take().is_none(), "it costs as much as one who stays");
+        seat.answered();
+        assert!(take().is_some());
+    }
+
+    #[test]
+    fn who_has_hung_up_and_does_not_read_the_answer_is_counted() {
+        let seats = Seats::new(30, 1);
+        let mut take = seated(&seats);
+        let (client, seat) = take().unwrap();
+        client.shutdown(Shutdown::Write).unwrap();
+        assert!(seat.answering());
+        seat.answered();
+        let mut socket = &*seat.socket;
+        socket.set_nonblocking(true).unwrap();
+        while std::io::Write::write(&mut socket, &[0; 1 << 16]).is_ok() {}
+        assert!(take().is_none(), "the thread waits for the client");
+        drop(client);
+        let patience = Timespec { tv_sec: 10, tv_nsec: 0 };
+        assert_eq!(poll(&mut [PollFd::new(&seat.socket, PollFlags::empty())], Some(&patience)), Ok(1), "it is reset");
         assert!(take().is_some());
     }
 
