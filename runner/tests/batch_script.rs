@@ -308,13 +308,14 @@ fn a_signal_during_the_call_leaves_no_file() {
     for signal in ["TERM", "INT", "HUP", "USR1", "XCPU"] {
         for whole_group in [true, false] {
             let mut job = Job::new();
-            job.client = stub("touch \"$RECORD/runs\"; sleep 0.7; exit 6");
+            job.client = stub("touch \"$RECORD/runs\"; until [ -e \"$RECORD/go\" ]; do sleep 0.05; done; exit 6");
             let mut child = job.start();
             wait_until(|| job.path("record/runs").exists(), "the client runs");
             assert_eq!(job.leftovers().len(), 1, "the client lies there while it runs");
             let target = if whole_group { format!("-{}", child.id()) } else { child.id().to_string() };
             let killed = std::process::Command::new("kill").args(["-s", signal, "--", &target]).status().unwrap();
             assert!(killed.success());
+            std::fs::write(job.path("record/go"), "").unwrap();
             let status = child.wait().unwrap();
             assert!(!status.success(), "{signal}: {status}");
             let told = format!("{signal} to {target}: {:?}", job.leftovers());
@@ -327,7 +328,7 @@ fn a_signal_during_the_call_leaves_no_file() {
 fn a_signal_that_the_script_ignores_changes_nothing() {
     let mut job = Job::new();
     job.before = "trap '' USR1 HUP".into();
-    job.client = [stub("touch \"$RECORD/runs\"; sleep 0.5\n"), ANSWERS.into()].concat();
+    job.client = [stub("touch \"$RECORD/runs\"; until [ -e \"$RECORD/go\" ]; do sleep 0.05; done\n"), ANSWERS.into()].concat();
     job.after = "trap -p; echo $KEYHOLE_PORT0".into();
     let child = job.start();
     wait_until(|| job.path("record/runs").exists(), "the client runs");
@@ -335,6 +336,7 @@ fn a_signal_that_the_script_ignores_changes_nothing() {
         let killed = std::process::Command::new("kill").args(["-s", signal, "--", &format!("-{}", child.id())]).status().unwrap();
         assert!(killed.success());
     }
+    std::fs::write(job.path("record/go"), "").unwrap();
     let output = child.wait_with_output().unwrap();
     assert_eq!(String::from_utf8_lossy(&output.stdout), "trap -- '' SIGHUP\ntrap -- '' SIGUSR1\n50000\n");
 }

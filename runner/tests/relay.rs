@@ -276,10 +276,10 @@ fn a_session_that_is_half_closed_ends_when_the_other_half_is_silent() {
         stream.shutdown(Shutdown::Write).unwrap();
         stream
     };
-    let (mut open, mut lost, mut served) = (connect(bind, 50100), half_closed(50100), half_closed(50300));
     let started = Instant::now();
+    let (mut open, mut lost, mut served) = (connect(bind, 50100), half_closed(50100), half_closed(50300));
     assert!(closed(&mut lost));
-    assert!((500..5000).contains(&started.elapsed().as_millis()), "{:?}", started.elapsed());
+    assert!((500..10_000).contains(&started.elapsed().as_millis()), "{:?}", started.elapsed());
     let mut words = Vec::new();
     served.read_to_end(&mut words).unwrap();
     assert_eq!(words, b"..........", "what still speaks is heard to its end");

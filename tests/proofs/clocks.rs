@@ -75,7 +75,7 @@ fn a_clock_that_jumps_by_hours_while_jobs_run_ends_and_moves_nothing() {
     let offset = folder.path().join("offset");
     std::fs::write(&offset, "+0").unwrap();
     let runner = runner_by(&bed, &offset, &[SERVICE, PORTLESS, HELD]);
-    until("the chains on both", 20, || runner.log().matches("chains BWVISU set up").count(), |count| *count == 2);
+    until("the chains on both", 20, || runner.log().matches("chains BWVISU set up").count(), |count| *count >= 2);
     let service = runner.api.submit("alice", SERVICE.0, &json!({}));
     let held = runner.api.submit("alice", HELD.0, &json!({}));
     let mute = runner.api.submit("alice", PORTLESS.0, &json!({"seconds": "600"}));

@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 /// A runner that has set up both gateways, and an available job behind gw0.
 fn with_a_job_behind_gw0(bed: &Bed) -> (Runner<'_>, Value) {
     let runner = Runner::start(bed, &[SERVICE]);
-    until("the chains on both", 20, || runner.log().matches("chains BWVISU set up").count(), |count| *count == 2);
+    until("the chains on both", 20, || runner.log().matches("chains BWVISU set up").count(), |count| *count >= 2);
     let id = runner.api.submit("alice", SERVICE.0, &json!({}));
     let job = runner.wait_for(&id, "available", 40);
     assert_eq!(gateway_of(&job), bed.external("gw0").to_string(), "the first of two that carry nothing");
@@ -190,11 +190,11 @@ fn a_lock_that_somebody_holds_is_waited_for_and_then_the_other_gateway_is_taken(
 fn debians_own_iptables_has_no_lock_to_wait_for() {
     let bed = Bed::take();
     let (runner, _) = with_a_job_behind_gw0(&bed);
-    let _locks = lock(&bed, 60);
+    let _locks = lock(&bed, 120);
     let begun = Instant::now();
-    // One after the other, since jobs that ask at once take the same gateway.
+    // One after the other, since jobs that ask at once take the same gateway. Waiting for the lock would drive both to the other one.
     let served: Vec<Value> =
-        (0..2).map(|_| runner.wait_for(&runner.api.submit("bob", SERVICE.0, &json!({})), "available", 20)).collect();
+        (0..2).map(|_| runner.wait_for(&runner.api.submit("bob", SERVICE.0, &json!({})), "available", 40)).collect();
     let gateways: BTreeSet<&str> = served.iter().map(gateway_of).collect();
-    assert!(begun.elapsed() < Duration::from_secs(12) && gateways.len() == 2, "{gateways:?} after {:?}", begun.elapsed());
+    assert!(begun.elapsed() < Duration::from_secs(90) && gateways.len() == 2, "{gateways:?} after {:?}", begun.elapsed());
 }

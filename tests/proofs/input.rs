@@ -136,7 +136,10 @@ fn wrong_template_names_and_users_are_refused_with_the_reason() {
         let reply = runner.api.call("GET", &format!("/cluster/check-user/{user}"), &Value::Null);
         assert_eq!((reply.status, reply.body), (200, json!({"response": "success"})), "{user}");
     }
-    let echoed = post(&runner.api, |job| job["uid"] = json!("20102"));
+    let echoed = post(&runner.api, |job| {
+        job["uid"] = json!("20102");
+        job["variables"]["seconds"] = json!("600");
+    });
     let id = echoed.body["job-id"].as_str().expect("a uid number is resolved on the cluster");
     assert_eq!(runner.api.job(id)["uid"], "20102", "and echoed as given");
     assert!(bed.sh("cmd0", "squeue --noheader --format=%u").trim() == "bob");

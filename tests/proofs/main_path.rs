@@ -135,10 +135,10 @@ fn jobs_that_end_by_themselves_say_how() {
 fn a_job_without_a_ports_line_runs_and_is_never_available() {
     let bed = Bed::take();
     let runner = Runner::start(&bed, &[PORTLESS]);
-    let id = runner.api.submit("alice", PORTLESS.0, &json!({"seconds": "4"}));
+    let id = runner.api.submit("alice", PORTLESS.0, &json!({"seconds": "15"}));
     runner.wait_for(&id, "running", 20);
     let running = |job: &Value| job["state"] == "running" && job["services"] == json!([]) && job["available-at"].is_null();
     throughout("it runs without services", Duration::from_secs(2), || runner.api.job(&id), running);
-    let job = runner.wait_for(&id, "finished", 30);
+    let job = runner.wait_for(&id, "finished", 60);
     assert_eq!((&job["outcome"], &job["available-at"]), (&json!("completed"), &Value::Null), "{job:#}");
 }

@@ -105,10 +105,18 @@ fn whatever_a_broken_squeue_prints_changes_no_state() {
     for (what, script, complains) in LIES {
         let again = |log: &str| log.matches("watch jobs-watch-default: works again").count();
         let before = again(&runner.log());
+        let complaints = |log: &str| {
+            let of_the_watcher = |line: &&str| line.contains("watch jobs-watch-default: ") && !line.ends_with("works again");
+            log.lines().filter(of_the_watcher).count()
+        };
+        let complained = complaints(&runner.log());
         let stubs = ["cmd0", "cmd1"].map(|host| Broken::stub(&bed, host, "/usr/bin/squeue", script));
         let kept = |seen: &Vec<Value>| *seen == ["available", "running", "submitted"];
         throughout(what, Duration::from_millis(2500), || states(&runner, &jobs), kept);
         assert_eq!(submit(&runner, PORTLESS.0, &json!({"seconds": "1"})).status, 200, "{what}: sbatch is well");
+        if complains {
+            until(&format!("a complaint about {what}"), 60, || complaints(&runner.log()), |count| *count > complained);
+        }
         drop(stubs);
         if complains {
             until(&format!("the watcher to work again after {what}"), 40, || again(&runner.log()), |count| *count > before);

@@ -15,6 +15,9 @@ use std::process::ExitStatus;
 use std::thread;
 use std::time::{Duration, Instant};
 
+/// Seconds until a lease has run out, a watcher is led again, and has looked around.
+const DEATH: u64 = 15;
+
 /// What a front end asked for under one key.
 struct Posted {
     key: String,
@@ -109,14 +112,16 @@ impl<'b> Stage<'b> {
         self.launch();
     }
 
-    /// Looks, while the runner is looked after, until there is something.
+    /// Looks, while the runner is looked after, until there is something. After each death in between there is as much more time as it takes until
+    /// the watchers are led again.
     pub fn until<T>(&mut self, what: &str, seconds: u64, mut look: impl FnMut(&mut Self) -> Option<T>) -> T {
-        let begun = Instant::now();
+        let (begun, before) = (Instant::now(), self.deaths.len());
         loop {
             self.tend();
             if let Some(found) = look(self) {
                 return found;
             }
+            let seconds = seconds + DEATH * (self.deaths.len() - before) as u64;
             assert!(begun.elapsed() < Duration::from_secs(seconds), "waited {seconds} s in vain for {what}");
             thread::sleep(PAUSE);
         }
@@ -216,8 +221,8 @@ impl<'b> Stage<'b> {
     /// request gets the same answer as before.
     pub fn settle(&mut self) {
         let mut left = Vec::new();
-        let begun = Instant::now();
-        while begun.elapsed() < Duration::from_secs(20) {
+        let (begun, before) = (Instant::now(), self.deaths.len());
+        while begun.elapsed() < Duration::from_secs(20 + DEATH * (self.deaths.len() - before) as u64) {
             self.tend();
             left = leftovers(self.bed, &self.queue);
             if left.is_empty() {

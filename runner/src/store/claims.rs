@@ -2,8 +2,8 @@
 //! taken by one job or by none.
 
 use super::trail::{begin_trace, open_key, owner, owner_keys};
-use super::{Change, Store, Versioned, decode, keys, put};
-use crate::domain::grant::{Closing, GRANT_VERSION, GatewayBlock, GatewayLoad, Grant, GrantState, NodeBucket, buckets};
+use super::{Change, Store, Turn, Versioned, decode, keys, put};
+use crate::domain::grant::{Closing, GRANT_VERSION, GatewayBlock, GatewayLoad, Grant, GrantState, NodeBucket, bucket, buckets};
 use crate::domain::ports::PortSet;
 use crate::error::{Error, Result};
 use jiff::Timestamp;
@@ -132,14 +132,19 @@ impl Store {
 
     /// The same for several on one gateway, in as few changes as they fit into; what one of them does not get is none of the others' business.
     pub fn claim_all(&self, grants: &[Grant]) -> Result<Vec<bool>> {
-        let _turn = grants.first().map(|grant| self.turn(&grant.gateway)).transpose()?;
         let mut claimed = Vec::with_capacity(grants.len());
-        while claimed.len() < grants.len() {
-            let left = &grants[claimed.len()..];
+        while let left @ [Grant { cluster, gateway, .. }, ..] = &grants[claimed.len()..] {
             let fitting = &left[..fitting(left, |grant| (grant.blocks(), &grant.nodes))];
+            let _turns = self.turns_at(cluster, gateway, fitting.iter().flat_map(|grant| &grant.nodes))?;
             claimed.extend(self.repeat(|| self.try_to_claim(fitting))?);
         }
         Ok(claimed)
+    }
+
+    /// Turns at what all claims and releases on a gateway change, and at the buckets of these nodes, which those on other gateways change as well.
+    fn turns_at<'a>(&self, cluster: &str, gateway: &str, nodes: impl IntoIterator<Item = &'a String>) -> Result<Vec<Turn<'_>>> {
+        let buckets: BTreeSet<u16> = nodes.into_iter().map(|node| bucket(node)).collect();
+        self.turns(buckets.into_iter().map(|number| keys::bucket(cluster, number)).chain([gateway.to_owned()]))
     }
 
     /// One attempt at one change; nothing if somebody else was faster with any of it.
@@ -258,10 +263,10 @@ impl Store {
     /// The same for several on one gateway, in as few changes as they fit into.
     pub fn release_all(&self, closings: &[Closing]) -> Result<()> {
         let mut left = closings;
-        while let Some(Closing { gateway, .. }) = left.first() {
-            // Those who claim get theirs in between.
-            let _turn = self.turn(gateway)?;
+        while let Some(Closing { cluster, gateway, .. }) = left.first() {
             let (fitting, rest) = left.split_at(fitting(left, |closing| (closing.blocks(), &closing.nodes)));
+            // Those who claim get theirs in between.
+            let _turns = self.turns_at(cluster, gateway, fitting.iter().flat_map(|closing| &closing.nodes))?;
             self.repeat(|| self.try_to_release(fitting))?;
             left = rest;
         }
@@ -294,7 +299,7 @@ impl Store {
     /// Moves a grant to another gateway in one step: `to` holds the ports there, and what `from` had on its gateway is closing. `false`
     /// when the grant has changed or ended meanwhile, or an external port is taken there.
     pub fn move_grant(&self, from: &Grant, to: &Grant) -> Result<bool> {
-        let _turn = self.turn(&to.gateway)?;
+        let _turns = self.turns_at(&to.cluster, &to.gateway, &to.nodes)?;
         let key = keys::grant(&from.cluster, from.job);
         self.repeat(|| {
             let (current, version) = self.read::<Grant>(&key)?;

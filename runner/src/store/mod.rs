@@ -27,6 +27,7 @@ use crate::domain::summary::Summary;
 use crate::effect;
 use crate::error::{Error, Result};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
+use std::collections::BTreeSet;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::ops::Range;
 use std::sync::{Arc, Mutex};
@@ -94,7 +95,7 @@ const RECORD_VERSION: u32 = 2;
 const ATTEMPTS: usize = 200;
 
 /// So many different records may be changed at the same time, where changes take turns.
-const TURNS: usize = 64;
+const TURNS: usize = 1024;
 
 /// How long a verb waits for its turn, and for how long it begins another attempt: with one attempt's own calls on top, no verb
 /// takes longer than a request may, however slow the database is.
@@ -109,6 +110,13 @@ pub struct Store {
     ids: Mutex<Range<u64>>,
     summaries: memo::Memo<Summary>,
     grants: memo::Memo<Grant>,
+}
+
+/// Where those who change records called `what` take turns.
+fn place(what: &str) -> usize {
+    let mut hasher = DefaultHasher::new();
+    what.hash(&mut hasher);
+    hasher.finish() as usize % TURNS
 }
 
 impl Store {
@@ -150,9 +158,14 @@ impl Store {
 
     /// A turn at records that are called `what`. Whoever changes others does not wait for it, apart from a few that share a turn by chance.
     fn turn(&self, what: &str) -> Result<Turn<'_>> {
-        let mut hasher = DefaultHasher::new();
-        what.hash(&mut hasher);
-        self.turns[hasher.finish() as usize % TURNS].take(PATIENCE)
+        self.turns[place(what)].take(PATIENCE)
+    }
+
+    /// The same at several, which nobody takes who has a turn already: all are taken in the same order, so that nobody waits for each other.
+    fn turns(&self, what: impl IntoIterator<Item = String>) -> Result<Vec<Turn<'_>>> {
+        let deadline = Instant::now() + PATIENCE;
+        let places: BTreeSet<usize> = what.into_iter().map(|what| place(&what)).collect();
+        places.into_iter().map(|at| self.turns[at].take(deadline.saturating_duration_since(Instant::now()))).collect()
     }
 
     /// Calls `attempt` until it has got its change in.

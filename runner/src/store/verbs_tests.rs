@@ -8,6 +8,7 @@ use crate::domain::ports::Span;
 use crate::error::ErrorKind;
 use jiff::Timestamp;
 use std::collections::BTreeSet;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 fn store() -> (tempfile::TempDir, Store) {
     let folder = tempfile::tempdir().unwrap();
@@ -321,4 +322,60 @@ fn a_record_of_a_newer_program_is_left_alone() {
     store.create_job(&newer, None, usize::MAX).unwrap();
     let error = store.update_job("default", 1, "test", |job| job.message.clear()).unwrap_err();
     assert!(error.message.contains("upgrade"), "{error}");
+}
+
+/// Counts the changes that came too late.
+struct Counted {
+    database: Embedded,
+    late: Arc<AtomicUsize>,
+}
+
+impl Backend for Counted {
+    fn get(&self, keys: &[String]) -> Result<Vec<Option<Versioned>>> {
+        self.database.get(keys)
+    }
+
+    fn scan(&self, prefix: &str) -> Result<Vec<(String, Versioned)>> {
+        self.database.scan(prefix)
+    }
+
+    fn commit(&self, change: &Change) -> Result<bool> {
+        let done = self.database.commit(change)?;
+        self.late.fetch_add((!done).into(), Ordering::Relaxed);
+        Ok(done)
+    }
+
+    fn lead(&self, role: &str) -> Result<bool> {
+        self.database.lead(role)
+    }
+
+    fn resign(&self) {}
+}
+
+#[test]
+fn claims_and_releases_on_many_gateways_do_not_defeat_each_other_although_the_nodes_are_the_same() {
+    const GATEWAYS: u16 = 8;
+    const JOBS: u16 = 12;
+    let (folder, late) = (tempfile::tempdir().unwrap(), Arc::new(AtomicUsize::new(0)));
+    let database = Embedded::open(&folder.path().join("store.redb")).unwrap();
+    let store = Store::new(Box::new(Counted { database, late: Arc::clone(&late) }));
+    let nodes: Vec<String> = (0..40).map(|number| format!("c{number}")).collect();
+    std::thread::scope(|scope| {
+        for gateway in 0..GATEWAYS {
+            let (store, nodes) = (&store, &nodes);
+            scope.spawn(move || {
+                let on_gateway = |number: u16| {
+                    let (job, external) = (u64::from(gateway * JOBS + number + 1), 50_000 + 500 * gateway + 5 * number);
+                    let node = nodes[usize::from(gateway + 5 * number) % nodes.len()].as_str();
+                    Grant { gateway: format!("10.0.0.{gateway}"), ..grant(job, external, &[node]) }
+                };
+                let grants: Vec<Grant> = (0..JOBS).map(on_gateway).collect();
+                assert!(store.claim_all(&grants).unwrap().into_iter().all(|claimed| claimed));
+                let closings: Vec<_> = grants.iter().map(|grant| store.close_grant(grant).unwrap().unwrap()).collect();
+                store.release_all(&closings).unwrap();
+            });
+        }
+    });
+    assert_eq!(late.load(Ordering::Relaxed), 0);
+    assert!(store.node_buckets("default").unwrap().is_empty(), "all ports are free again");
 }

@@ -67,7 +67,7 @@ fn guessing_becomes_slow_and_costs_neither_a_worker_nor_the_right_password_time(
             while guessers.iter().any(|guesser| !guesser.is_finished()) {
                 let begun = Instant::now();
                 assert_eq!(ask(&mut world.connect(), "right"), 200, "from the same address");
-                assert!(begun.elapsed() < Duration::from_millis(700), "{:?}", begun.elapsed());
+                assert!(begun.elapsed() < Duration::from_millis(2500), "{:?}", begun.elapsed());
                 thread::sleep(Duration::from_millis(50));
             }
         });

@@ -257,7 +257,8 @@ impl World {
                     return self.times.lock().unwrap().available.push(listens.elapsed());
                 }
                 Ok(view) if view.job.state == State::Finished => return,
-                _ => sleep(Duration::from_millis(10)),
+                // Less and less often, as users' front ends do: else many that wait are a load of their own.
+                _ => sleep((listens.elapsed() / 10).clamp(Duration::from_millis(10), Duration::from_secs(1))),
             }
         }
         self.failed("available", "not within a minute");

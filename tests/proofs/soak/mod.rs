@@ -65,7 +65,8 @@ fn a_watcher_has_another_leader_soon_after_its_own_was_killed_and_at_once_after_
     let _members = members(&bed, folder.path());
     let leads = Leads::watch(&bed, &HOSTS);
     let mut runners = runners(&bed);
-    for (kill, limit) in [(true, 10.0), (false, 1.5), (true, 10.0), (false, 1.5), (true, 10.0), (false, 1.5)] {
+    // Nobody who waited for the lease of one that has stopped would be done before it ends, which is four seconds at least.
+    for (kill, limit) in [(true, 10.0), (false, 3.5), (true, 10.0), (false, 3.5), (true, 10.0), (false, 3.5)] {
         // Long enough to be in the middle of ordinary cycles.
         thread::sleep(Duration::from_secs(3));
         let leaders = until("all watchers to be led", 30, || leads.leaders(), |leaders| leaders.len() == ROLES);

@@ -194,8 +194,9 @@ impl User<'_> {
 
     /// One look at a job and its services; the job, if somebody answered.
     pub fn look(&self, id: u64) -> Option<Value> {
+        let asked = Instant::now();
         let job = self.get(id)?;
-        self.note(id, &job);
+        self.note(id, asked, &job);
         if job["state"] == "available" {
             for service in job["services"].as_array().into_iter().flatten() {
                 self.connect(id, service);
@@ -218,10 +219,15 @@ impl User<'_> {
         }
     }
 
-    fn note(&self, id: u64, seen: &Value) {
+    /// Others look, too: only who asked after the last answer was noted may not see what was before that.
+    fn note(&self, id: u64, asked: Instant, seen: &Value) {
         self.tally.count("looks at jobs");
         let mut jobs = self.tally.jobs();
         let Some(job) = jobs.get_mut(&id) else { return };
+        if asked < job.noted {
+            return;
+        }
+        job.noted = Instant::now();
         let state = seen["state"].as_str().unwrap_or_default();
         if job.finished() && state != "finished" {
             return self.tally.wrong(format!("job {id} was finished, and is now {state}"));

@@ -36,6 +36,8 @@ pub struct Entry {
     pub state: String,
     /// Since when.
     pub since: Instant,
+    /// When the last answer about it was noted.
+    pub noted: Instant,
     /// Slurm's id.
     pub slurm: Option<String>,
     /// How it ended by the API.
@@ -46,7 +48,8 @@ impl Entry {
     /// A job that was accepted a moment ago.
     pub fn new(key: &str, body: &str, kind: Kind) -> Self {
         let (key, body, state) = (key.to_owned(), body.to_owned(), "submitted".to_owned());
-        Self { key, body, kind, cancelled: false, busy: false, state, since: Instant::now(), slurm: None, outcome: None }
+        let now = Instant::now();
+        Self { key, body, kind, cancelled: false, busy: false, state, since: now, noted: now, slurm: None, outcome: None }
     }
 
     /// Whether the API called it finished.

@@ -8,7 +8,7 @@ pub struct Limits {
     /// Connections open at once; each has a thread.
     pub connections: usize,
     /// Connections open at once from one address (from one /64 network with IPv6); a quarter of it when more than half of
-    /// all seats are taken.
+    /// all seats are taken. Up to as many again may be there of clients that have closed theirs, until that is noticed.
     pub per_address: usize,
     /// For the TLS handshake.
     pub handshake: Duration,

@@ -72,14 +72,14 @@ impl Seats {
 
     /// A seat for `socket`, and the address of whoever had to leave for it because all were taken. The socket comes back if its address has its
     /// share, or if every seat is somebody's who is being answered. Wrong passwords do not count for that share: behind a proxy all clients have
-    /// one address, and who guesses must not keep out the others. Nor do, up to as many again, those who have their answer and have hung up: on a
-    /// busy machine it takes a while until their threads notice.
+    /// one address, and who guesses must not keep out the others. Nor do, outside of a crowd and up to as many again, those who have their
+    /// answer and have hung up: on a busy machine it takes a while until their threads notice.
     pub(super) fn take(self: &Arc<Self>, socket: TcpStream, peer: IpAddr) -> Result<(Seat, Option<IpAddr>), TcpStream> {
         let peer = peer.to_canonical();
         let mut room = self.room();
         let here = room.addresses.get(&network(peer)).copied().unwrap_or(0);
         let share = self.share(room.taken.len());
-        let hung_up = || room.hung_up(network(peer)).min(share);
+        let hung_up = || if self.is_crowd(room.taken.len()) { 0 } else { room.hung_up(network(peer)).min(share) };
         if here >= share && here - hung_up() >= share && !room.put_out_denied(network(peer)) {
             return Err(socket);
         }
@@ -97,7 +97,11 @@ impl Seats {
 
     /// How many seats one address may have. It is less in a crowd, so that few addresses cannot fill the room.
     fn share(&self, taken: usize) -> usize {
-        if taken > self.total / 2 { self.per_address.div_ceil(SHRINK) } else { self.per_address }
+        if self.is_crowd(taken) { self.per_address.div_ceil(SHRINK) } else { self.per_address }
+    }
+
+    fn is_crowd(&self, taken: usize) -> bool {
+        taken > self.total / 2
     }
 
     /// How many are taken.
@@ -338,6 +342,15 @@ mod tests {
             all.push(seat);
         }
         assert_eq!(all.len(), 4, "twice the share");
+        let crowded = Seats::new(4, 8);
+        let mut take = seated(&crowded);
+        let all: Vec<_> = (0..3).map_while(|_| take()).collect();
+        for (client, seat) in all.iter().take(2) {
+            assert!(seat.answering());
+            seat.answered();
+            client.shutdown(Shutdown::Write).unwrap();
+        }
+        assert!(all.len() == 3 && take().is_none(), "two seats for each in a crowd, and none more");
     }
 
     #[test]
@@ -362,7 +375,11 @@ mod tests {
         seat.answered();
         let mut socket = &*seat.socket;
         socket.set_nonblocking(true).unwrap();
-        while std::io::Write::write(&mut socket, &[0; 1 << 16]).is_ok() {}
+        // The other end takes its share a little later.
+        let moment = Timespec { tv_sec: 0, tv_nsec: 300_000_000 };
+        while poll(&mut [PollFd::new(&*seat.socket, PollFlags::OUT)], Some(&moment)) == Ok(1) {
+            while std::io::Write::write(&mut socket, &[0; 1 << 16]).is_ok() {}
+        }
         assert!(take().is_none(), "the thread waits for the client");
         drop(client);
         let patience = Timespec { tv_sec: 10, tv_nsec: 0 };
