@@ -29,7 +29,7 @@ pub struct KeyholeWatch {
     cluster: Arc<Cluster>,
     keyhole: Arc<Keyhole>,
     /// Blocks that differed from the ledger in the last cycle, by gateway.
-    suspects: HashMap<String, BTreeSet<u16>>,
+    suspects: HashMap<String, Differences>,
     /// How often in a row a gateway did not answer.
     silences: HashMap<String, u32>,
     /// How often in a row a gateway could not say who listens.
@@ -107,6 +107,7 @@ impl KeyholeWatch {
         self.begun = Some(Instant::now());
         // What becomes active from now on is in the store, or comes with the next look.
         let fresh = self.keyhole.take_fresh(&self.cluster.name);
+        let before = active(&self.store.kept_grants(&self.cluster.name).unwrap_or_default());
         let installed: Vec<Result<Installed>> = self.on_all_gateways(|gateway| gateway.installed());
         let cluster = Arc::clone(&self.cluster);
         let silent: BTreeSet<&str> =
@@ -118,9 +119,15 @@ impl KeyholeWatch {
             self.store.summaries(&cluster.name)?.into_iter().map(|job| (job.id, job)).collect();
         let keep = self.end_grants(grants, &jobs);
         self.finish_closings(&silent)?;
+        // Active before the look and after it: what it does not show of these is missing.
+        let sure: BTreeSet<u64> = keep
+            .iter()
+            .filter(|grant| before.get(&grant.job).is_some_and(|before| is_same(before, grant)))
+            .map(|grant| grant.job)
+            .collect();
         let mut failure = Ok(());
         for (gateway, installed) in cluster.gateways.iter().zip(installed) {
-            let mended = installed.and_then(|installed| self.mend(gateway.as_ref(), &installed, &keep));
+            let mended = installed.and_then(|installed| self.mend(gateway.as_ref(), &installed, &sure));
             failure = failure.and(mended);
         }
         self.tell_of_silence(&keep);
@@ -276,21 +283,22 @@ impl KeyholeWatch {
     }
 
     /// Makes what is installed be what the ledger says, where it differs.
-    fn mend(&mut self, gateway: &dyn Gateway, installed: &Installed, grants: &[Arc<Grant>]) -> Result<()> {
+    fn mend(&mut self, gateway: &dyn Gateway, installed: &Installed, sure: &BTreeSet<u64>) -> Result<()> {
         let wanted = self.wanted(gateway)?;
         let mut wrong = differing(&wanted, &installed.blocks);
         if !installed.ready {
             log::info!("gateway {}: not (or no longer) set up for our rules; doing so", gateway.address());
-            return self.keyhole.set_up(&self.cluster, gateway, &wrong).map(drop);
+            return self.keyhole.set_up(&self.cluster, gateway, &wrong.into_keys().collect()).map(drop);
         }
-        // A grant or a withdrawal that was under way during the look looks like a fault, but not twice. What was installed for certain, and
-        // users rely on, is missing at once.
+        // A grant or a withdrawal that was under way during the look looks like a fault, but the same rule not twice. What was installed for
+        // certain, and users rely on, is missing at once.
         let suspects = self.suspects.insert(gateway.address().to_owned(), wrong.clone()).unwrap_or_default();
-        let lost = lost(&wanted, installed, grants);
-        wrong.retain(|block| suspects.contains(block) || lost.contains(block));
+        let lost = lost(&wanted, installed, sure);
+        wrong.retain(|block, rules| lost.contains(block) || suspects.get(block).is_some_and(|known| !known.is_disjoint(rules)));
         if wrong.is_empty() {
             return Ok(());
         }
+        let wrong: BTreeSet<u16> = wrong.into_keys().collect();
         log::warn!("gateway {}: rules differ from the records in blocks {wrong:?}; mending", gateway.address());
         // One by one: what stands in the way of one block is none of the others' business.
         let mend = |block| self.keyhole.install(&self.cluster, gateway, &BTreeSet::from([block]), "mend-rules").map(drop);
@@ -388,9 +396,20 @@ fn log_failure(job: u64, result: Result<()>) {
     }
 }
 
+/// The grants whose rules are there, by their jobs.
+fn active(grants: &[Arc<Grant>]) -> HashMap<u64, Arc<Grant>> {
+    let active = grants.iter().filter(|grant| grant.state == GrantState::Active);
+    active.map(|grant| (grant.job, Arc::clone(grant))).collect()
+}
+
+/// Whether the same rules belong to both.
+fn is_same(one: &Grant, other: &Grant) -> bool {
+    let rules = |grant: &Grant| (grant.state, grant.run, grant.attempt);
+    rules(one) == rules(other) && one.gateway == other.gateway && one.spans == other.spans && one.target == other.target
+}
+
 /// The blocks in which a rule is missing that was installed for certain.
-fn lost(wanted: &BTreeMap<u16, BTreeSet<Rule>>, installed: &Installed, grants: &[Arc<Grant>]) -> BTreeSet<u16> {
-    let sure: BTreeSet<u64> = grants.iter().filter(|grant| grant.state == GrantState::Active).map(|grant| grant.job).collect();
+fn lost(wanted: &BTreeMap<u16, BTreeSet<Rule>>, installed: &Installed, sure: &BTreeSet<u64>) -> BTreeSet<u16> {
     let missing = |block: &u16, rule: &Rule| installed.blocks.get(block).is_none_or(|there| !there.contains(rule));
     let in_block = |(block, rules): (&u16, &BTreeSet<Rule>)| {
         rules.iter().any(|rule| sure.contains(&rule.job) && missing(block, rule)).then_some(*block)
@@ -398,11 +417,18 @@ fn lost(wanted: &BTreeMap<u16, BTreeSet<Rule>>, installed: &Installed, grants: &
     wanted.iter().filter_map(in_block).collect()
 }
 
+/// Blocks with the rules that are missing or too many.
+type Differences = BTreeMap<u16, BTreeSet<Rule>>;
+
 /// The blocks whose rules are not as they should be.
-fn differing(wanted: &BTreeMap<u16, BTreeSet<Rule>>, installed: &BTreeMap<u16, BTreeSet<Rule>>) -> BTreeSet<u16> {
+fn differing(wanted: &BTreeMap<u16, BTreeSet<Rule>>, installed: &BTreeMap<u16, BTreeSet<Rule>>) -> Differences {
     let none = BTreeSet::new();
     let all: BTreeSet<u16> = wanted.keys().chain(installed.keys()).copied().collect();
-    all.into_iter().filter(|block| wanted.get(block).unwrap_or(&none) != installed.get(block).unwrap_or(&none)).collect()
+    let rules = |block: u16| {
+        let (wanted, installed) = (wanted.get(&block).unwrap_or(&none), installed.get(&block).unwrap_or(&none));
+        (block, wanted.symmetric_difference(installed).cloned().collect::<BTreeSet<Rule>>())
+    };
+    all.into_iter().map(rules).filter(|(_, rules)| !rules.is_empty()).collect()
 }
 
 /// What is seen of these jobs of a gateway.
@@ -435,6 +461,7 @@ mod tests {
         let with = |jobs: &[u64]| jobs.iter().map(|&job| rule(job)).collect::<BTreeSet<_>>();
         let wanted = BTreeMap::from([(500, with(&[1])), (501, with(&[2])), (502, with(&[3]))]);
         let installed = BTreeMap::from([(500, with(&[1])), (501, with(&[9])), (503, with(&[4])), (504, with(&[]))]);
-        assert_eq!(differing(&wanted, &installed), BTreeSet::from([501, 502, 503]));
+        let expected = BTreeMap::from([(501, with(&[2, 9])), (502, with(&[3])), (503, with(&[4]))]);
+        assert_eq!(differing(&wanted, &installed), expected);
     }
 }
