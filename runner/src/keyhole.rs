@@ -165,7 +165,10 @@ impl Keyhole {
         let (job, _) = self.authenticate(confirm.job, Purpose::Confirm, body, signature, peer)?;
         let nonce = confirm.nonce.to_string();
         let mine = |grant: &Grant| (grant.run, &grant.nonce) == (confirm.run, &nonce);
-        self.store.update_grant(&job.cluster, job.id, "confirm", |grant| grant.confirmed |= mine(grant))?;
+        let grant = self.store.update_grant(&job.cluster, job.id, "confirm", |grant| grant.confirmed |= mine(grant))?;
+        if grant.is_some_and(|grant| mine(&grant)) {
+            self.patience.forget(job.id, &nonce);
+        }
         Ok(())
     }
 

@@ -37,6 +37,7 @@ pub mod metrics;
 pub mod reload;
 pub mod scheduler;
 mod seldom;
+mod side_by_side;
 pub mod ssh;
 pub mod store;
 pub mod systemd;

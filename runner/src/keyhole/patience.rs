@@ -13,16 +13,40 @@ const PAUSE: Duration = Duration::from_secs(60);
 const EARLY_PAUSE: Duration = Duration::from_millis(900);
 /// How long the same request gets the same answer, if the job does not confirm before. Longer than the client tries.
 const RETRY_WINDOW: Duration = Duration::from_secs(300);
-/// So long we remember when we met a request.
+/// So long we remember when we met a request that nobody confirmed here.
 const MEMORY: Duration = Duration::from_secs(24 * 3600);
+/// Below so many, what is forgotten by time may stay.
+const FEW: usize = 1000;
 
 /// Who is being answered, and who has lost our patience.
 #[derive(Default)]
 pub struct Patience {
     answering: Mutex<HashSet<u64>>,
     lost: Mutex<HashMap<u64, (u32, Instant)>>,
-    met: Mutex<HashMap<(u64, String), Instant>>,
+    met: Mutex<Met>,
     early: Mutex<HashMap<u64, Instant>>,
+}
+
+/// When we first met requests.
+struct Met {
+    first: HashMap<(u64, String), Instant>,
+    /// As soon as there are so many, the old ones go: each costs the same, however many there are.
+    sweep_at: usize,
+}
+
+impl Default for Met {
+    fn default() -> Self {
+        Self { first: HashMap::new(), sweep_at: FEW }
+    }
+}
+
+impl Met {
+    fn sweep(&mut self) {
+        if self.first.len() >= self.sweep_at {
+            self.first.retain(|_, first| first.elapsed() < MEMORY);
+            self.sweep_at = FEW.max(2 * self.first.len());
+        }
+    }
 }
 
 /// The right to be answered; given back when it is dropped.
@@ -50,8 +74,13 @@ impl Patience {
     /// this program first met it: the clock on the wall may jump, and the clock of another program that granted it may be another.
     pub fn repeats(&self, job: u64, nonce: &str) -> bool {
         let mut met = lock(&self.met);
-        met.retain(|_, first| first.elapsed() < MEMORY);
-        met.entry((job, nonce.to_owned())).or_insert_with(Instant::now).elapsed() < RETRY_WINDOW
+        met.sweep();
+        met.first.entry((job, nonce.to_owned())).or_insert_with(Instant::now).elapsed() < RETRY_WINDOW
+    }
+
+    /// The request is used up, which its grant says from now on.
+    pub fn forget(&self, job: u64, nonce: &str) {
+        lock(&self.met).first.remove(&(job, nonce.to_owned()));
     }
 
     /// The job asked before it ran: whoever has its script may do so again and again, and each time costs a look at the scheduler.
@@ -105,8 +134,28 @@ mod tests {
         let patience = Patience::default();
         assert!(patience.repeats(1, "a") && patience.repeats(1, "a"));
         let long_ago = Instant::now().checked_sub(RETRY_WINDOW).expect("the machine runs for longer");
-        lock(&patience.met).insert((1, "a".into()), long_ago);
+        lock(&patience.met).first.insert((1, "a".into()), long_ago);
         assert!(!patience.repeats(1, "a") && patience.repeats(1, "b") && patience.repeats(2, "a"));
+    }
+
+    #[test]
+    fn what_was_met_is_forgotten_when_it_is_confirmed_or_long_ago() {
+        let patience = Patience::default();
+        let long_ago = Instant::now().checked_sub(MEMORY).expect("the machine runs for longer than a day");
+        let old = |job: u64| ((job, "old".to_owned()), long_ago);
+        lock(&patience.met).first.extend((0..FEW as u64 - 1).map(old));
+        assert!(patience.repeats(1, "a") && lock(&patience.met).first.len() == FEW, "few may stay");
+        assert!(patience.repeats(2, "b") && lock(&patience.met).first.len() == 2);
+        patience.forget(1, "a");
+        patience.forget(1, "unknown");
+        assert_eq!(lock(&patience.met).first.keys().collect::<Vec<_>>(), [&(2, "b".to_owned())]);
+    }
+
+    #[test]
+    fn all_that_lately_came_is_looked_through_less_and_less_often() {
+        let patience = Patience::default();
+        (0..5000).for_each(|job| assert!(patience.repeats(job, "a")));
+        assert_eq!((lock(&patience.met).first.len(), lock(&patience.met).sweep_at), (5000, 8 * FEW));
     }
 
     #[test]

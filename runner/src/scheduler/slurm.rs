@@ -6,6 +6,7 @@
 //! are asked for, for the same reason: a folder's name may hold newlines, and anybody may call a job like ours.
 
 mod accounts;
+mod pace;
 pub(crate) mod squeue;
 
 use super::{Before, Scheduler, Submission, Wanted};
@@ -14,11 +15,14 @@ use crate::domain::job::{Ended, Seen};
 use crate::domain::shell;
 use crate::domain::user::{User, parse_passwd};
 use crate::error::{Error, ErrorKind, Result};
+use crate::side_by_side;
 use crate::ssh::Node;
 use crate::together::Together;
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
+
+pub use self::pace::{LANES, Pace};
 
 const SUBMIT_LIMIT: Duration = Duration::from_secs(45);
 const LOOK_LIMIT: Duration = Duration::from_secs(20);
@@ -38,6 +42,7 @@ pub struct Slurm {
     users: Mutex<HashMap<String, (Instant, User)>>,
     /// Looks at single jobs, made together.
     looks: Together<Wanted, Vec<Seen>>,
+    pace: Pace,
 }
 
 struct CommandNode {
@@ -49,11 +54,36 @@ impl Slurm {
     /// Slurm behind `nodes`, which are tried in this order. `with_groups`: also ask for the groups of accounts.
     pub fn new(nodes: Vec<Arc<Node>>, with_groups: bool) -> Self {
         let nodes = nodes.into_iter().map(|node| CommandNode { node, rests_until: Mutex::new(None) }).collect();
-        Self { nodes, with_groups, users: Mutex::new(HashMap::new()), looks: Together::of_at_most(squeue::NAMES_PER_CALL) }
+        let looks = Together::of_at_most(squeue::NAMES_PER_CALL);
+        Self { nodes, with_groups, users: Mutex::new(HashMap::new()), looks, pace: Pace::default() }
     }
 
+    /// Asked for one id, Slurm's controller looks up that job; asked for anything else, it sends all jobs that it has, and squeue chooses. So
+    /// a few jobs whose ids are known are asked for one by one, as long as that is sooner.
     fn look_at(&self, wanted: &[Wanted]) -> Result<Vec<Seen>> {
-        self.on_first("exec sh", squeue::details_script(wanted).as_bytes(), LOOK_LIMIT, squeue::judge_squeue)
+        let begun = Instant::now();
+        match squeue::ids(wanted).filter(|ids| self.pace.is_one_by_one(ids.len())) {
+            Some(ids) => {
+                let seen = self.look_at_each(&ids)?;
+                self.pace.note_one_by_one(ids.len(), begun.elapsed());
+                Ok(seen)
+            }
+            None => {
+                let seen = self.details(&squeue::by_name_script(wanted))?;
+                self.pace.note_all(begun.elapsed());
+                Ok(seen)
+            }
+        }
+    }
+
+    fn look_at_each(&self, ids: &[(&str, &str)]) -> Result<Vec<Seen>> {
+        let lanes = ids.chunks(ids.len().div_ceil(LANES).max(1)).collect();
+        let answers = side_by_side::for_each(lanes, |ids: &[(&str, &str)]| self.details(&squeue::by_id_script(ids)));
+        Ok(answers.into_iter().collect::<Result<Vec<_>>>()?.concat())
+    }
+
+    fn details(&self, script: &str) -> Result<Vec<Seen>> {
+        self.on_first("exec sh", script.as_bytes(), LOOK_LIMIT, squeue::judge_squeue)
     }
 
     /// The look that a waiting caller gets begins after its call, so it is as fresh as one of its own.
@@ -155,7 +185,11 @@ impl Scheduler for Slurm {
     }
 
     fn overview(&self) -> Result<HashMap<String, String>> {
-        self.on_first("exec sh", squeue::overview_script().as_bytes(), LOOK_LIMIT, squeue::judge_overview)
+        let begun = Instant::now();
+        let jobs = self.on_first("exec sh", squeue::overview_script().as_bytes(), LOOK_LIMIT, squeue::judge_overview)?;
+        // Nearly what the details take, and it happens all the time.
+        self.pace.note_all(begun.elapsed());
+        Ok(jobs)
     }
 
     fn accounts(&self, scheduler_job_ids: &[String]) -> Result<Option<Vec<Ended>>> {

@@ -7,7 +7,6 @@ mod cancels;
 mod looks;
 mod plan;
 
-use super::crowd;
 use crate::cluster::Cluster;
 use crate::domain::job::{Job, Phase, Seen, State};
 use crate::domain::summary::Summary;
@@ -16,6 +15,7 @@ use crate::jobs::lingers;
 use crate::logging::id;
 use crate::metrics::metrics;
 use crate::scheduler::Wanted;
+use crate::side_by_side;
 use crate::store::{GivenUp, Store};
 use jiff::{SignedDuration, Timestamp};
 use std::cell::Cell;
@@ -182,7 +182,7 @@ impl JobsWatch {
 
     /// Returns the owners and the scheduler's ids of jobs that are to be cancelled once more.
     fn observe_all(&mut self, seen: Vec<(&Summary, Seen)>, overview: &HashMap<String, String>) -> Vec<(String, String)> {
-        let observed = crowd::for_each(seen, |(job, seen)| (job.id, self.observe(job, &seen), seen));
+        let observed = side_by_side::for_each(seen, |(job, seen)| (job.id, self.observe(job, &seen), seen));
         let mut lingering = Vec::new();
         for (job, observed, seen) in observed {
             match observed {
@@ -250,7 +250,7 @@ impl JobsWatch {
             self.misses.remove(&job.id);
             self.vanished.remove(&job.id);
         }
-        let ended = crowd::for_each(gone, |job| self.end(job, &how).map_err(|error| (job.id, error)));
+        let ended = side_by_side::for_each(gone, |job| self.end(job, &how).map_err(|error| (job.id, error)));
         for (job, error) in ended.into_iter().filter_map(Result::err) {
             log::warn!("job {job}: {error}");
         }

@@ -3,7 +3,6 @@
 //! What is installed is listed *before* the store is read: so a rule that a neighbour has just installed is in the store by
 //! then, and is never taken for a stray.
 
-use super::crowd;
 use super::looks::{Schedule, Seen, Watched, seen_apart};
 use crate::cluster::Cluster;
 use crate::domain::grant::{Closing, Grant, GrantState};
@@ -15,6 +14,7 @@ use crate::gateway::{Gateway, Installed, Rule, Target};
 use crate::keyhole::{Keyhole, keeps_ports, rules};
 use crate::logging::id;
 use crate::metrics::metrics;
+use crate::side_by_side;
 use crate::store::{Condition, Store};
 use jiff::Timestamp;
 use prometheus::IntGaugeVec;
@@ -201,7 +201,7 @@ impl KeyholeWatch {
         for grant in end {
             by_gateway.entry(grant.gateway.clone()).or_default().push(grant);
         }
-        crowd::for_each(by_gateway.into_values().collect(), |grants: Vec<Arc<Grant>>| {
+        side_by_side::for_each(by_gateway.into_values().collect(), |grants: Vec<Arc<Grant>>| {
             grants.iter().for_each(|grant| log_failure(grant.job, self.end_grant(grant, jobs.contains_key(&grant.job))));
         });
         keep
@@ -228,7 +228,7 @@ impl KeyholeWatch {
                 waiting.push((gateway, closings));
             }
         }
-        crowd::for_each(waiting, |(gateway, closings)| {
+        side_by_side::for_each(waiting, |(gateway, closings)| {
             if let Err(error) = self.keyhole.finish(&self.cluster, gateway, &closings) {
                 log::warn!("gateway {gateway}: {} forwardings cannot be removed: {error}", closings.len());
             }
@@ -275,7 +275,7 @@ impl KeyholeWatch {
             };
             silent.push((grant, reason));
         }
-        crowd::for_each(silent, |(grant, reason)| {
+        side_by_side::for_each(silent, |(grant, reason)| {
             let tell = |job: &mut Job| job.gateway_is_silent(&reason);
             let told = self.store.update_job(&grant.cluster, grant.job, "tell-silence", tell);
             log_failure(grant.job, told.map(drop));
@@ -347,7 +347,7 @@ impl KeyholeWatch {
 
     fn tell_all(&mut self, seen: &[(u64, Seen)]) {
         let news = self.schedule.note(seen, self.every, Instant::now());
-        for (job, told) in crowd::for_each(news, |(grant, seen)| (grant.job, self.tell(&grant, seen))) {
+        for (job, told) in side_by_side::for_each(news, |(grant, seen)| (grant.job, self.tell(&grant, seen))) {
             if told.is_err() {
                 self.schedule.forget(job);
             }

@@ -1,7 +1,6 @@
 //! Watchers: repeat, lead, survive. What one cycle does is in [`jobs`] and [`keyhole`]; both begin with looks, make a pure plan of them, and
 //! carry it out in steps that may be repeated.
 
-mod crowd;
 pub mod jobs;
 pub mod keyhole;
 mod lead;

@@ -3,10 +3,11 @@
 use bwvisu_runner::domain::job::{Outcome, Phase, Seen};
 use bwvisu_runner::domain::user::User;
 use bwvisu_runner::error::{Error, Result};
+use bwvisu_runner::scheduler::slurm::{LANES, Pace};
 use bwvisu_runner::scheduler::{Before, Scheduler, Submission, Wanted};
 use std::collections::{HashMap, VecDeque};
 use std::sync::{Condvar, Mutex};
-use std::thread::sleep;
+use std::thread::{self, sleep};
 use std::time::{Duration, Instant};
 
 pub const NODES: u64 = 2_000;
@@ -15,6 +16,7 @@ const SUBMIT: Duration = Duration::from_millis(13);
 /// What a listing costs whatever it holds, and for each job that Slurm has.
 const LIST: Duration = Duration::from_millis(10);
 const LIST_PER_JOB: Duration = Duration::from_micros(15);
+const LIST_PER_NAME: Duration = Duration::from_nanos(45);
 /// Of one job by its id.
 const LOOK: Duration = Duration::from_millis(8);
 /// Two command nodes with eight sessions each.
@@ -41,6 +43,7 @@ pub struct Slurm {
     jobs: Mutex<Jobs>,
     sessions: Mutex<usize>,
     free: Condvar,
+    pace: Pace,
 }
 
 #[derive(Default)]
@@ -94,6 +97,15 @@ impl Slurm {
         jobs.all.len() as u32
     }
 
+    /// What a command says about these.
+    fn show(&self, takes: Duration, wanted: &[Wanted]) -> Vec<Seen> {
+        self.command(takes, || {
+            let jobs = self.jobs.lock().unwrap();
+            let seen = wanted.iter().filter_map(|one| jobs.by_name.get(&one.name).and_then(|id| jobs.all.get(id)));
+            seen.map(seen_as).collect()
+        })
+    }
+
     /// A command on a command node.
     fn command<T>(&self, takes: Duration, result: impl FnOnce() -> T) -> T {
         let mut busy = self.free.wait_while(self.sessions.lock().unwrap(), |busy| *busy >= SESSIONS).unwrap();
@@ -138,24 +150,35 @@ impl Scheduler for Slurm {
     }
 
     fn look(&self, wanted: &[Wanted]) -> Result<Vec<Seen>> {
-        let takes = match wanted.len() {
-            0 => return Ok(Vec::new()),
-            few if few <= 8 && wanted.iter().all(|one| one.scheduler_job_id.is_some()) => LOOK * few as u32,
-            // squeue compares each name with each job.
-            many => LIST + LIST_PER_JOB * self.sweep() + Duration::from_nanos(45) * self.sweep() * many as u32,
-        };
-        self.command(takes, || {
-            let jobs = self.jobs.lock().unwrap();
-            let seen = wanted.iter().filter_map(|one| jobs.by_name.get(&one.name).and_then(|id| jobs.all.get(id)));
-            Ok(seen.map(seen_as).collect())
-        })
+        if wanted.is_empty() {
+            return Ok(Vec::new());
+        }
+        // In the way and with the limits of the real one.
+        let begun = Instant::now();
+        if wanted.iter().all(|one| one.scheduler_job_id.is_some()) && self.pace.is_one_by_one(wanted.len()) {
+            let lanes = wanted.chunks(wanted.len().div_ceil(LANES));
+            let seen = thread::scope(|scope| {
+                let asked: Vec<_> = lanes.map(|lane| scope.spawn(|| self.show(LOOK * lane.len() as u32, lane))).collect();
+                asked.into_iter().flat_map(|lane| lane.join().unwrap()).collect()
+            });
+            self.pace.note_one_by_one(wanted.len(), begun.elapsed());
+            return Ok(seen);
+        }
+        // squeue compares each name with each job.
+        let all = self.sweep();
+        let seen = self.show(LIST + LIST_PER_JOB * all + LIST_PER_NAME * all * wanted.len() as u32, wanted);
+        self.pace.note_all(begun.elapsed());
+        Ok(seen)
     }
 
     fn overview(&self) -> Result<HashMap<String, String>> {
-        self.command(LIST + LIST_PER_JOB * self.sweep(), || {
+        let begun = Instant::now();
+        let seen = self.command(LIST + LIST_PER_JOB * self.sweep(), || {
             let jobs = self.jobs.lock().unwrap();
-            Ok(jobs.all.values().map(|job| (job.id.to_string(), words(job))).collect())
-        })
+            jobs.all.values().map(|job| (job.id.to_string(), words(job))).collect()
+        });
+        self.pace.note_all(begun.elapsed());
+        Ok(seen)
     }
 
     fn user(&self, name: &str) -> Result<Option<User>> {

@@ -45,22 +45,16 @@ const LEADING: usize = 8;
 /// What an overview shows: first the id, then what tells that a job is no longer as it was. Not why it waits: some plugins write there what
 /// programs said, and a line of a foreign job's must not spoil the overview.
 const OVERVIEW: [&str; 6] = ["JobID", "UserName", "State", "RestartCnt", "SubmitTime", "NodeList"];
-/// More jobs than this are asked for all together.
-const IDS_PER_LOOK: usize = 8;
 
-/// The details of these jobs. Asked for one id, Slurm's controller looks up that job; asked for anything else, it sends all jobs that it has, and
-/// squeue chooses. So a few jobs whose ids are known are asked for one by one, which takes as long in a queue of ten as in one of ten thousand.
-pub(super) fn details_script(wanted: &[Wanted]) -> String {
-    let ids: Option<Vec<_>> = wanted.iter().map(|job| Some((job.scheduler_job_id.as_deref()?, job.name.as_str()))).collect();
-    match ids {
-        Some(ids) if ids.len() <= IDS_PER_LOOK && ids.iter().all(|(id, _)| is_id(id)) => by_id_script(&ids),
-        _ => by_name_script(wanted.iter().map(|job| job.name.as_str())),
-    }
+/// The ids and names of these jobs, if all ids are known.
+pub(super) fn ids(wanted: &[Wanted]) -> Option<Vec<(&str, &str)>> {
+    let ids = wanted.iter().map(|job| job.scheduler_job_id.as_deref().filter(|id| is_id(id)));
+    ids.zip(wanted).map(|(id, job)| Some((id?, job.name.as_str()))).collect()
 }
 
-/// The script on standard input, since thousands of names do not fit into an argument.
-fn by_name_script<'a>(names: impl Iterator<Item = &'a str>) -> String {
-    let names: Vec<&str> = names.collect();
+/// The details of these jobs, on standard input, since thousands of names do not fit into an argument.
+pub(super) fn by_name_script(wanted: &[Wanted]) -> String {
+    let names: Vec<&str> = wanted.iter().map(|job| job.name.as_str()).collect();
     let mut script = head();
     for chunk in names.chunks(NAMES_PER_CALL) {
         let names = shell::quote(&chunk.join(","));
@@ -69,8 +63,8 @@ fn by_name_script<'a>(names: impl Iterator<Item = &'a str>) -> String {
     script + "echo " + END + "\n"
 }
 
-/// An id that Slurm no longer knows is no failure, and no job.
-fn by_id_script(jobs: &[(&str, &str)]) -> String {
+/// The details of these jobs by ids and names, one by one. An id that Slurm no longer knows is no failure, and no job.
+pub(super) fn by_id_script(jobs: &[(&str, &str)]) -> String {
     let mut script = head();
     let _ = writeln!(
         script,

@@ -115,22 +115,17 @@ fn wanted(id: Option<&str>) -> Wanted {
 fn thousands_of_names_stay_below_the_limit_of_one_argument() {
     let name = |i| format!("bwvisu-{}-0a1b2c3d4e5f", u64::MAX / 2 - i);
     let wanted: Vec<_> = (0..10_000).map(|i| Wanted { name: name(i), scheduler_job_id: Some(i.to_string()) }).collect();
-    let script = details_script(&wanted);
+    let script = by_name_script(&wanted);
     assert_eq!(script.matches("squeue").count(), 4);
     assert!(script.lines().all(|line| line.len() < 128 << 10));
 }
 
 #[test]
-fn only_a_few_jobs_whose_ids_are_all_known_are_asked_for_one_by_one() {
-    let cases = [
-        (vec![wanted(Some("12"))], true),
-        (vec![wanted(Some("12")); 8], true),
-        (vec![wanted(Some("12")); 9], false),
-        (vec![wanted(Some("12")), wanted(None)], false),
-        (vec![wanted(Some("12; id"))], false),
-    ];
-    for (wanted, by_id) in cases {
-        assert_eq!(details_script(&wanted).contains("--jobs"), by_id, "{wanted:?}");
+fn jobs_are_asked_for_by_ids_when_all_are_known_and_look_like_slurms() {
+    let known = Some(vec![("12", "bwvisu-7-0a1b2c3d"); 2]);
+    assert_eq!(ids(&[wanted(Some("12")), wanted(Some("12"))]), known);
+    for other in [None, Some("12; id"), Some(""), Some("012")] {
+        assert_eq!(ids(&[wanted(Some("12")), wanted(other)]), None, "{other:?}");
     }
 }
 
@@ -145,7 +140,7 @@ fn asked_with(sudo: &str, wanted: &[Wanted]) -> Vec<(String, Output)> {
         let mut command = Command::new(words.next().unwrap());
         command.args(words).env("PATH", &path);
         let deadline = Instant::now() + Duration::from_secs(20);
-        (shell.to_owned(), crate::command::run(&mut command, details_script(wanted).as_bytes(), deadline).unwrap())
+        (shell.to_owned(), crate::command::run(&mut command, by_id_script(&ids(wanted).unwrap()).as_bytes(), deadline).unwrap())
     };
     ["dash", "bash", "busybox sh"].into_iter().map(run).collect()
 }

@@ -3,7 +3,7 @@
 use crate::cluster::Cluster;
 use crate::error::ErrorKind;
 use crate::logging::id;
-use crate::watch::crowd;
+use crate::side_by_side;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
@@ -33,7 +33,7 @@ impl Cancels {
             by_user.entry(user).or_default().push(job);
         }
         if id::in_request() {
-            return crowd::for_each(by_user.into_iter().collect(), |(user, jobs)| cancel_all(cluster, &user, &jobs))
+            return side_by_side::for_each(by_user.into_iter().collect(), |(user, jobs)| cancel_all(cluster, &user, &jobs))
                 .into_iter()
                 .collect();
         }

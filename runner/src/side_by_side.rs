@@ -1,4 +1,5 @@
-//! Work on many records at once. A change of one record waits for the database's disk, which writes down many of them in the time of one.
+//! Much of the same at once: a change of a record waits for the database's disk, which writes down many of them in the time of one, and a question to
+//! another machine waits for its answer.
 
 use crate::logging::id;
 use std::sync::Mutex;
