@@ -26,7 +26,7 @@ pub fn for_each<I: Send, R: Send>(items: Vec<I>, act: impl Fn(I) -> R + Sync) ->
     thread::scope(|scope| {
         for _ in 1..threads {
             let (work, go_on) = (work.clone(), &go_on);
-            let helper = thread::Builder::new().name("records".into()).spawn_scoped(scope, move || {
+            let helper = thread::Builder::new().name("beside".into()).spawn_scoped(scope, move || {
                 let _work = id::inherited(work);
                 go_on();
             });

@@ -11,12 +11,13 @@ use bwvisu_runner::domain::job::{JOB_VERSION, Job, Outcome, Phase, Seen, State};
 use bwvisu_runner::domain::ports::Span;
 use bwvisu_runner::error::ErrorKind;
 use bwvisu_runner::store::embedded::Embedded;
-use bwvisu_runner::store::{Backend, Change, Created, RepeatKey, Store};
+use bwvisu_runner::store::{Backend, Change, Created, Progress, RepeatKey, Store};
 use jiff::Timestamp;
 use serde_json::{Value, json};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::time::Instant;
 
 const CLUSTER: &str = "default";
 const GATEWAY: &str = "10.0.0.1";
@@ -286,7 +287,7 @@ fn jobs_of_version_1_go_on_and_end() {
     assert_eq!(store.job(&[CLUSTER], 1).unwrap().unwrap().scheduler_job_id.as_deref(), Some("4701"));
     assert_eq!(store.job(&[CLUSTER], 3).unwrap().unwrap().outcome, Some(Outcome::Completed));
     assert_eq!(store.active_jobs(CLUSTER).unwrap().len(), 6);
-    assert_eq!(store.remove_finished(CLUSTER, at(1000), at(1000)).unwrap(), 2);
+    assert_eq!(store.remove_finished(CLUSTER, (at(1000), at(1000)), &mut Progress::default(), Instant::now()).unwrap(), 2);
     // Whose jobs were never counted may have new ones, and these are.
     let new = create(&store, Some("c0ffee"));
     assert_eq!(store.owners(CLUSTER).unwrap()[0].jobs, [new].into());

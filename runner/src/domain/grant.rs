@@ -8,7 +8,7 @@
 use super::job::Service;
 use super::ports::{BLOCK, PortRange, PortSet, Span};
 use jiff::Timestamp;
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Serialize, Serializer};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// The version of the records in this module that this program writes.
@@ -242,13 +242,20 @@ pub struct NodeBucket {
     pub nodes: BTreeMap<String, Vec<NodePorts>>,
 }
 
-/// Ports that one job has on one node.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+/// Ports that one job has on one node. It is written as a list without names, `[job,[lo,hi]]`: each claim and each release writes a whole bucket, which made
+/// up most of what went to the database. What was written with names is read as well.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 pub struct NodePorts {
     /// The job.
     pub job: u64,
     /// The ports.
     pub ports: PortRange,
+}
+
+impl Serialize for NodePorts {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        (self.job, (self.ports.lo, self.ports.hi)).serialize(serializer)
+    }
 }
 
 impl NodeBucket {

@@ -85,7 +85,7 @@ pub trait Scheduler: Send + Sync {
     /// Ends a job. Fine if it has ended already.
     fn cancel(&self, user: &str, scheduler_job_id: &str) -> Result<()>;
 
-    /// What the scheduler shows of these jobs: one question, however many they are. A job that is not in the answer is not known to the
+    /// What the scheduler shows of these jobs: a few questions at most, however many they are. A job that is not in the answer is not known to the
     /// scheduler (any more); others may be in it that have the name of one, or its id. An error says nothing about any job.
     fn look(&self, wanted: &[Wanted]) -> Result<Vec<Seen>>;
 

@@ -1,12 +1,12 @@
 //! Slurm, by its commands on the command nodes, over ssh.
 //!
 //! `sbatch` runs as the job's owner (`sudo -n -u USER`), with the script on its standard input. What jobs do is asked of `squeue` in two
-//! ways: by an overview of all jobs of the cluster, which is short, and for the details of some, by their exact names: so a foreign job never
+//! ways: by an overview of all jobs of the cluster, which is short, and for the details of some, by their exact names, and ids if they are few: so a foreign job never
 //! appears in these, and none can smuggle a line into the answer with a clever name. Only fields that a job's owner cannot fill with free text
 //! are asked for, for the same reason: a folder's name may hold newlines, and anybody may call a job like ours.
 
 mod accounts;
-mod pace;
+mod lanes;
 pub(crate) mod squeue;
 
 use super::{Before, Scheduler, Submission, Wanted};
@@ -22,7 +22,8 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-pub use self::pace::{LANES, Pace};
+use self::lanes::Lanes;
+pub use self::lanes::{LANES, most_by_id};
 
 const SUBMIT_LIMIT: Duration = Duration::from_secs(45);
 const LOOK_LIMIT: Duration = Duration::from_secs(20);
@@ -30,6 +31,8 @@ const LOOK_LIMIT: Duration = Duration::from_secs(20);
 const REST: Duration = Duration::from_secs(30);
 /// How long we believe what a command node said about an account.
 const USER_CACHE: Duration = Duration::from_secs(60);
+/// How long the length of Slurm's queue is taken for what it was.
+const QUEUE_CACHE: Duration = Duration::from_secs(60);
 /// The first line of an answer.
 const BEGIN: &str = "bwvisu-begin";
 /// The last line of a complete answer.
@@ -42,7 +45,9 @@ pub struct Slurm {
     users: Mutex<HashMap<String, (Instant, User)>>,
     /// Looks at single jobs, made together.
     looks: Together<Wanted, Vec<Seen>>,
-    pace: Pace,
+    lanes: Lanes,
+    /// How many jobs there were in Slurm, and when.
+    queue: Mutex<Option<(Instant, usize)>>,
 }
 
 struct CommandNode {
@@ -55,30 +60,37 @@ impl Slurm {
     pub fn new(nodes: Vec<Arc<Node>>, with_groups: bool) -> Self {
         let nodes = nodes.into_iter().map(|node| CommandNode { node, rests_until: Mutex::new(None) }).collect();
         let looks = Together::of_at_most(squeue::NAMES_PER_CALL);
-        Self { nodes, with_groups, users: Mutex::new(HashMap::new()), looks, pace: Pace::default() }
+        Self { nodes, with_groups, users: Mutex::default(), looks, lanes: Lanes::default(), queue: Mutex::default() }
     }
 
-    /// Asked for one id, Slurm's controller looks up that job; asked for anything else, it sends all jobs that it has, and squeue chooses. So
-    /// a few jobs whose ids are known are asked for one by one, as long as that is sooner.
+    /// In the way that is sooner with a queue of this length (see [`lanes`]).
     fn look_at(&self, wanted: &[Wanted]) -> Result<Vec<Seen>> {
-        let begun = Instant::now();
-        match squeue::ids(wanted).filter(|ids| self.pace.is_one_by_one(ids.len())) {
-            Some(ids) => {
-                let seen = self.look_at_each(&ids)?;
-                self.pace.note_one_by_one(ids.len(), begun.elapsed());
-                Ok(seen)
-            }
-            None => {
-                let seen = self.details(&squeue::by_name_script(wanted))?;
-                self.pace.note_all(begun.elapsed());
-                Ok(seen)
-            }
+        match squeue::ids(wanted).filter(|ids| self.is_sooner_by_id(ids.len())) {
+            Some(ids) => self.look_at_each(&ids),
+            None => self.details(&squeue::by_name_script(wanted)),
+        }
+    }
+
+    fn is_sooner_by_id(&self, jobs: usize) -> bool {
+        let queue = if lanes::depends_on_queue(jobs) { self.queue() } else { 0 };
+        jobs <= most_by_id(queue)
+    }
+
+    /// About how many jobs there are in Slurm.
+    fn queue(&self) -> usize {
+        let known = *self.queue.lock().unwrap_or_else(PoisonError::into_inner);
+        match known.filter(|(at, _)| at.elapsed() < QUEUE_CACHE) {
+            Some((_, count)) => count,
+            // Nobody watches here. What is wrong shows again in the look itself.
+            None => self.overview().map_or(0, |jobs| jobs.len()),
         }
     }
 
     fn look_at_each(&self, ids: &[(&str, &str)]) -> Result<Vec<Seen>> {
-        let lanes = ids.chunks(ids.len().div_ceil(LANES).max(1)).collect();
-        let answers = side_by_side::for_each(lanes, |ids: &[(&str, &str)]| self.details(&squeue::by_id_script(ids)));
+        let taken = self.lanes.take(ids.len());
+        let shares = ids.chunks(ids.len().div_ceil(taken.count()).max(1)).collect();
+        let answers = side_by_side::for_each(shares, |ids: &[(&str, &str)]| self.details(&squeue::by_id_script(ids)));
+        // An answer without one of the shares would say that its jobs are gone.
         Ok(answers.into_iter().collect::<Result<Vec<_>>>()?.concat())
     }
 
@@ -185,10 +197,8 @@ impl Scheduler for Slurm {
     }
 
     fn overview(&self) -> Result<HashMap<String, String>> {
-        let begun = Instant::now();
         let jobs = self.on_first("exec sh", squeue::overview_script().as_bytes(), LOOK_LIMIT, squeue::judge_overview)?;
-        // Nearly what the details take, and it happens all the time.
-        self.pace.note_all(begun.elapsed());
+        *self.queue.lock().unwrap_or_else(PoisonError::into_inner) = Some((Instant::now(), jobs.len()));
         Ok(jobs)
     }
 
@@ -203,15 +213,15 @@ impl Scheduler for Slurm {
     }
 
     fn user(&self, name: &str) -> Result<Option<User>> {
-        let mut users = self.users.lock().unwrap_or_else(PoisonError::into_inner);
-        users.retain(|_, (since, _)| since.elapsed() < USER_CACHE);
-        if let Some((_, user)) = users.get(name) {
+        let users = self.users.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((_, user)) = users.get(name).filter(|(since, _)| since.elapsed() < USER_CACHE) {
             return Ok(Some(user.clone()));
         }
         drop(users);
         let found = self.on_first(&user_line(name, self.with_groups), b"", LOOK_LIMIT, judge_user)?;
         if let Some(user) = &found {
             let mut users = self.users.lock().unwrap_or_else(PoisonError::into_inner);
+            users.retain(|_, (since, _)| since.elapsed() < USER_CACHE);
             users.insert(name.to_owned(), (Instant::now(), user.clone()));
         }
         Ok(found)

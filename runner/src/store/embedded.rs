@@ -87,15 +87,21 @@ impl Backend for Embedded {
     }
 
     fn scan(&self, prefix: &str) -> Result<Vec<(String, Versioned)>> {
+        self.page(prefix, "", usize::MAX)
+    }
+
+    fn page(&self, prefix: &str, after: &str, most: usize) -> Result<Vec<(String, Versioned)>> {
         self.file.read(|database| {
             let entries = database.begin_read()?.open_table(ENTRIES)?;
             let mut found = Vec::new();
-            for entry in entries.range(prefix..)? {
+            for entry in entries.range(prefix.max(after)..)? {
                 let (key, entry) = entry?;
-                if !key.value().starts_with(prefix) {
+                if !key.value().starts_with(prefix) || found.len() == most {
                     break;
                 }
-                found.push((key.value().to_owned(), versioned(entry.value())));
+                if key.value() != after {
+                    found.push((key.value().to_owned(), versioned(entry.value())));
+                }
             }
             Ok(found)
         })

@@ -84,7 +84,7 @@ impl Etcd {
 
     /// What the copy holds below `prefix` when it has come as far as etcd is now.
     fn scan_copy(&self, prefix: &str) -> Option<Vec<(String, Versioned)>> {
-        let mirror = self.mirror.as_ref()?;
+        let mirror = self.mirror.as_ref().filter(|_| mirror::covers(prefix))?;
         let deadline = self.deadline();
         let read = |client: etcd_client::Client| async move {
             let options = GetOptions::new().with_count_only();
@@ -152,6 +152,10 @@ impl Backend for Etcd {
             return Ok(found);
         }
         self.runtime.block_on(scan::scan(&self.members, prefix, self.timeout, |_| None)).map(|scanned| scanned.entries)
+    }
+
+    fn page(&self, prefix: &str, after: &str, most: usize) -> Result<Vec<(String, Versioned)>> {
+        self.runtime.block_on(scan::some(&self.members, prefix, after, most, self.deadline()))
     }
 
     fn recent(&self, keys: &[String]) -> Option<Vec<Option<Versioned>>> {

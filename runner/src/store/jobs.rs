@@ -334,22 +334,6 @@ impl Store {
         Ok(change)
     }
 
-    /// Removes the finished jobs of a cluster that ended before `before`, and, if a key leads to them, before `with_key` as well; returns
-    /// how many.
-    pub fn remove_finished(&self, cluster: &str, before: Timestamp, with_key: Timestamp) -> Result<usize> {
-        let old = self
-            .scan::<Job>(&keys::all_finished(cluster))?
-            .into_iter()
-            .filter(|job| job.finished_at.is_none_or(|at| at < before && (!job.repeatable || at < with_key)));
-        self.remove_all(old.map(|job| keys::finished(cluster, job.id)).collect())
-    }
-
-    /// Removes the keys of requests that were made before `before`; returns how many.
-    pub fn remove_keys(&self, cluster: &str, before: Timestamp) -> Result<usize> {
-        let old = self.scan::<Repeatable>(&keys::all_repeatable(cluster))?.into_iter().filter(|key| key.at < before);
-        self.remove_all(old.map(|old| keys::repeatable(cluster, &old.key)).collect())
-    }
-
     /// The submissions that were given up a while ago.
     pub fn given_up(&self, cluster: &str) -> Result<Vec<GivenUp>> {
         self.scan(&keys::all_given_up(cluster))
@@ -357,14 +341,7 @@ impl Store {
 
     /// This submission is not looked for any longer.
     pub fn forget_given_up(&self, given_up: &GivenUp) -> Result<()> {
-        self.remove_all(vec![keys::given_up(&given_up.cluster, given_up.job)]).map(drop)
-    }
-
-    fn remove_all(&self, keys: Vec<String>) -> Result<usize> {
-        for chunk in keys.chunks(100) {
-            self.commit("sweep", &Change { delete: chunk.to_vec(), ..Change::default() })?;
-        }
-        Ok(keys.len())
+        self.remove_all(&[keys::given_up(&given_up.cluster, given_up.job)]).map(drop)
     }
 
     /// The same, if any job was ever submitted.

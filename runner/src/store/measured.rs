@@ -24,6 +24,10 @@ impl Backend for Measured {
         measured("scan", || self.0.scan(prefix))
     }
 
+    fn page(&self, prefix: &str, after: &str, most: usize) -> Result<Vec<(String, Versioned)>> {
+        measured("scan", || self.0.page(prefix, after, most))
+    }
+
     fn recent(&self, keys: &[String]) -> Option<Vec<Option<Versioned>>> {
         self.0.recent(keys)
     }

@@ -14,12 +14,14 @@ mod keys;
 mod limits;
 mod measured;
 mod memo;
+mod sweeps;
 mod trail;
 pub(crate) mod turns;
 
 pub use claims::{Ledger, Taken};
 pub use gateways::Condition;
 pub use jobs::{Created, GivenUp, Owner, RepeatKey, Repeatable};
+pub use sweeps::Progress;
 pub use trail::Answer as TrailAnswer;
 
 use crate::domain::grant::Grant;
@@ -62,6 +64,13 @@ pub trait Backend: Send + Sync {
 
     /// All keys that begin with `prefix`, in order, at one moment.
     fn scan(&self, prefix: &str) -> Result<Vec<(String, Versioned)>>;
+
+    /// The first keys that begin with `prefix` and come after `after`, in order: at most so many, and one at least if there is any. For whoever goes through very many
+    /// of them; each page is of a moment of its own.
+    fn page(&self, prefix: &str, after: &str, most: usize) -> Result<Vec<(String, Versioned)>> {
+        let found = self.scan(prefix)?.into_iter();
+        Ok(found.filter(|(key, _)| key.as_str() > after).take(most).collect())
+    }
 
     /// As [`get`](Self::get), from memory, where what is there can be told: all of one moment, which lies a moment ago at most and not before
     /// the last change that this value committed, or could not commit.

@@ -10,7 +10,7 @@ use crate::error::Result;
 use jiff::tz::TimeZone;
 use jiff::{Timestamp, civil::Date};
 
-/// The most records that one sweep removes, and the most days that it looks at: it may take its time.
+/// The most records that one call removes, and the most days that it looks at.
 const MOST_REMOVED: usize = 1000;
 const MOST_DAYS: usize = 40;
 /// Keys of one change.
@@ -87,7 +87,8 @@ impl Store {
         Ok(self.read::<TrailBegin>(&keys::trail_begin(cluster))?.0.map(|begin| begin.since))
     }
 
-    /// Removes traces that ended before the day of `before`, some at a time; returns how many. The first call begins the trail.
+    /// Removes traces that ended before the day of `before`, some at a time; returns how many. As long as it removes any, it is to be called again. The
+    /// first call begins the trail.
     pub fn trim_trail(&self, cluster: &str, before: Timestamp) -> Result<usize> {
         let key = keys::trail_begin(cluster);
         let (begin, version) = self.read::<TrailBegin>(&key)?;
@@ -100,8 +101,8 @@ impl Store {
         let mut since = None;
         for day in days(first, last).take(MOST_DAYS) {
             let prefix = keys::past_traces_of(cluster, &day.to_string());
-            let found: Vec<String> = self.backend.scan(&prefix)?.into_iter().map(|(key, _)| key).collect();
             let room = MOST_REMOVED - removed;
+            let found: Vec<String> = self.backend.page(&prefix, "", room + 1)?.into_iter().map(|(key, _)| key).collect();
             for batch in found[..found.len().min(room)].chunks(BATCH) {
                 self.commit("sweep", &Change { delete: batch.to_vec(), ..Change::default() })?;
             }

@@ -73,7 +73,8 @@ fn a_port_is_its_jobs_from_the_claim_until_its_rules_are_gone_and_then_the_next_
     // The job is gone before its trace ends.
     let end = |job: &mut Job| job.finish(Outcome::Completed, None, "", Timestamp::UNIX_EPOCH);
     store.update_job("default", first, "test", end).unwrap();
-    store.remove_finished("default", Timestamp::MAX, Timestamp::MAX).unwrap();
+    let ever = (Timestamp::MAX, Timestamp::MAX);
+    store.remove_finished("default", ever, &mut Progress::default(), Instant::now()).unwrap();
     store.release(&closing).unwrap();
     let between = moment();
     assert!(store.claim(&grant(second, FIRST, 50_002, 0)).unwrap());

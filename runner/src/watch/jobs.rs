@@ -16,7 +16,7 @@ use crate::logging::id;
 use crate::metrics::metrics;
 use crate::scheduler::Wanted;
 use crate::side_by_side;
-use crate::store::{GivenUp, Store};
+use crate::store::{GivenUp, Progress, Store};
 use jiff::{SignedDuration, Timestamp};
 use std::cell::Cell;
 use std::collections::{HashMap, HashSet};
@@ -31,6 +31,8 @@ use self::plan::{Ending, Found, LATE_LIMIT, Step, accounted, ending, is_settled,
 const LONGEST_GAP: Duration = Duration::from_secs(30);
 /// How often old finished jobs are removed.
 const SWEEP_INTERVAL: Duration = Duration::from_secs(600);
+/// How long one cycle is at it; the next one goes on.
+const SWEEP_SLICE: Duration = Duration::from_millis(500);
 
 /// The states of unfinished jobs, as the API calls them.
 const SHOWN: [(State, &str); 4] = [
@@ -58,6 +60,22 @@ pub struct JobsWatch {
     without_id: HashMap<u64, Duration>,
     last_good_look: Option<Instant>,
     last_sweep: Option<Instant>,
+    /// One that is under way.
+    sweep: Option<Sweep>,
+}
+
+/// How far a look through all that is kept for a while has come.
+#[derive(Default)]
+struct Sweep {
+    trail_is_done: bool,
+    keys: Progress,
+    finished: Progress,
+}
+
+impl Sweep {
+    fn is_done(&self) -> bool {
+        self.trail_is_done && self.keys.is_done() && self.finished.is_done()
+    }
 }
 
 impl JobsWatch {
@@ -75,6 +93,7 @@ impl JobsWatch {
             without_id: HashMap::new(),
             last_good_look: None,
             last_sweep: None,
+            sweep: None,
         }
     }
 
@@ -287,25 +306,44 @@ impl JobsWatch {
         Ok(found)
     }
 
+    /// Begins a sweep when one is due, or goes on with one, for a moment: there may be very much to look through.
     fn sweep(&mut self) -> Result<()> {
-        if self.last_sweep.is_some_and(|last| last.elapsed() < SWEEP_INTERVAL) {
-            return Ok(());
+        if self.last_sweep.is_none_or(|last| last.elapsed() >= SWEEP_INTERVAL) && self.sweep.is_none() {
+            self.last_sweep = Some(Instant::now());
+            self.sweep = Some(Sweep::default());
         }
-        self.last_sweep = Some(Instant::now());
+        let Some(mut sweep) = self.sweep.take() else { return Ok(()) };
+        let result = self.go_on(&mut sweep);
+        self.sweep = Some(sweep).filter(|sweep| !sweep.is_done());
+        result
+    }
+
+    /// All of it, whatever fails of it.
+    fn go_on(&self, sweep: &mut Sweep) -> Result<()> {
+        let (cluster, now, until) = (&self.cluster.name, Timestamp::now(), Instant::now() + SWEEP_SLICE);
         // Nothing is removed where the time began after it.
-        let keep = SignedDuration::try_from(self.keep_trail).unwrap_or(SignedDuration::MAX);
-        let before = Timestamp::now().checked_sub(keep).unwrap_or(Timestamp::MIN);
-        match self.store.trim_trail(&self.cluster.name, before)? {
-            0 => {}
-            count => log::info!("{count} traces of ports were removed after their time"),
+        let long_ago = |keep: Duration| SignedDuration::try_from(keep).ok().and_then(|keep| now.checked_sub(keep).ok());
+        let yesterday = now.checked_sub(KEEP_KEYS).unwrap_or(Timestamp::MIN);
+        let before = long_ago(self.keep_trail).unwrap_or(Timestamp::MIN);
+        let trail = self.trim_trail(before, sweep, until);
+        let keys = self.store.remove_keys(cluster, yesterday, &mut sweep.keys, until).map(drop);
+        let before = long_ago(self.keep_finished).unwrap_or(Timestamp::MIN);
+        let finished = self.store.remove_finished(cluster, (before, yesterday), &mut sweep.finished, until);
+        if let Ok(count @ 1..) = finished {
+            log::info!("{count} finished jobs were removed after their time");
         }
-        let keep = SignedDuration::try_from(self.keep_finished).unwrap_or(SignedDuration::MAX);
-        let Ok(before) = Timestamp::now().checked_sub(keep) else { return Ok(()) };
-        let yesterday = Timestamp::now().checked_sub(KEEP_KEYS).unwrap_or(Timestamp::MIN);
-        self.store.remove_keys(&self.cluster.name, yesterday)?;
-        match self.store.remove_finished(&self.cluster.name, before, yesterday)? {
-            0 => {}
-            count => log::info!("{count} finished jobs were removed after their time"),
+        trail.and(keys).and(finished.map(drop))
+    }
+
+    fn trim_trail(&self, before: Timestamp, sweep: &mut Sweep, until: Instant) -> Result<()> {
+        while !sweep.trail_is_done {
+            match self.store.trim_trail(&self.cluster.name, before)? {
+                0 => sweep.trail_is_done = true,
+                count => log::info!("{count} traces of ports were removed after their time"),
+            }
+            if Instant::now() >= until {
+                break;
+            }
         }
         Ok(())
     }

@@ -18,7 +18,7 @@ use crate::side_by_side;
 use crate::store::{Condition, Store};
 use jiff::Timestamp;
 use prometheus::IntGaugeVec;
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -133,7 +133,8 @@ impl KeyholeWatch {
         self.tell_of_silence(&keep);
         failure = failure.and(self.move_grants(&keep, &silences, &silent));
         self.schedule.follow(&keep, &jobs, Instant::now());
-        self.schedule.add(fresh.into_iter().filter(|grant| keep.iter().all(|kept| kept.job != grant.job)), Instant::now());
+        let kept: HashSet<u64> = keep.iter().map(|grant| grant.job).collect();
+        self.schedule.add(fresh.into_iter().filter(|grant| !kept.contains(&grant.job)), Instant::now());
         let silent = silent.into_iter().map(str::to_owned).collect();
         let looked = self.look(false, &silent, true).and(self.look(true, &silent, true));
         failure.and(looked)

@@ -232,6 +232,32 @@ fn a_job_whose_submission_a_crash_cut_off_is_adopted() {
 }
 
 #[test]
+fn a_look_at_several_jobs_of_which_one_cannot_be_asked_for_says_nothing_of_any() {
+    let cluster = Cluster::new();
+    let served = cluster.bench.serve();
+    let (ids, jobs) = (["41", "42", "43", "44", "45", "46"], ["1", "2", "3", "4", "5", "6"]);
+    for id in ids {
+        assert_eq!(served.post(&job("alice")).status, 200);
+        cluster.show(id, "State", "RUNNING");
+    }
+    let shown = |field: &str| jobs.map(|job| served.job(job)["details"][field].as_str().unwrap_or_default().to_owned());
+    let all = |field: &str, value: &str| shown(field).iter().all(|shown| shown == value).then_some(());
+    until("all jobs to be seen", || all("State", "RUNNING"), || served.log());
+    cluster.hold("squeue");
+    let before = cluster.called("squeue").len();
+    cluster.play("refuse.job.44", "slurm_load_jobs error: Unable to contact slurm controller (connect failure)");
+    ids.iter().for_each(|id| cluster.show(id, "NodeList", "c5"));
+    cluster.release("squeue");
+    cluster.looks(4);
+    let asked = cluster.called("squeue").split_off(before);
+    assert!(ids.iter().all(|id| asked.iter().flatten().any(|word| *word == format!("--jobs={id}"))), "{asked:?}");
+    assert!(shown("NodeList").iter().all(|nodes| nodes != "c5"), "{:?}", shown("NodeList"));
+    assert!(jobs.iter().all(|job| served.job(job)["state"] == "running"));
+    cluster.stop_playing("refuse.job.44");
+    until("all to be seen on their new node", || all("NodeList", "c5"), || served.log());
+}
+
+#[test]
 fn many_jobs_cost_one_overview_per_look_and_one_question_for_what_changed() {
     let cluster = Cluster::new();
     let served = cluster.bench.serve();

@@ -3,7 +3,7 @@
 use bwvisu_runner::domain::job::{Outcome, Phase, Seen};
 use bwvisu_runner::domain::user::User;
 use bwvisu_runner::error::{Error, Result};
-use bwvisu_runner::scheduler::slurm::{LANES, Pace};
+use bwvisu_runner::scheduler::slurm::{LANES, most_by_id};
 use bwvisu_runner::scheduler::{Before, Scheduler, Submission, Wanted};
 use std::collections::{HashMap, VecDeque};
 use std::sync::{Condvar, Mutex};
@@ -43,7 +43,6 @@ pub struct Slurm {
     jobs: Mutex<Jobs>,
     sessions: Mutex<usize>,
     free: Condvar,
-    pace: Pace,
 }
 
 #[derive(Default)]
@@ -153,32 +152,24 @@ impl Scheduler for Slurm {
         if wanted.is_empty() {
             return Ok(Vec::new());
         }
-        // In the way and with the limits of the real one.
-        let begun = Instant::now();
-        if wanted.iter().all(|one| one.scheduler_job_id.is_some()) && self.pace.is_one_by_one(wanted.len()) {
-            let lanes = wanted.chunks(wanted.len().div_ceil(LANES));
-            let seen = thread::scope(|scope| {
+        // As the real one does.
+        let all = self.sweep();
+        if wanted.iter().all(|one| one.scheduler_job_id.is_some()) && wanted.len() <= most_by_id(all as usize) {
+            let lanes = wanted.chunks(wanted.len().div_ceil(LANES).max(2));
+            return Ok(thread::scope(|scope| {
                 let asked: Vec<_> = lanes.map(|lane| scope.spawn(|| self.show(LOOK * lane.len() as u32, lane))).collect();
                 asked.into_iter().flat_map(|lane| lane.join().unwrap()).collect()
-            });
-            self.pace.note_one_by_one(wanted.len(), begun.elapsed());
-            return Ok(seen);
+            }));
         }
         // squeue compares each name with each job.
-        let all = self.sweep();
-        let seen = self.show(LIST + LIST_PER_JOB * all + LIST_PER_NAME * all * wanted.len() as u32, wanted);
-        self.pace.note_all(begun.elapsed());
-        Ok(seen)
+        Ok(self.show(LIST + LIST_PER_JOB * all + LIST_PER_NAME * all * wanted.len() as u32, wanted))
     }
 
     fn overview(&self) -> Result<HashMap<String, String>> {
-        let begun = Instant::now();
-        let seen = self.command(LIST + LIST_PER_JOB * self.sweep(), || {
+        self.command(LIST + LIST_PER_JOB * self.sweep(), || {
             let jobs = self.jobs.lock().unwrap();
-            jobs.all.values().map(|job| (job.id.to_string(), words(job))).collect()
-        });
-        self.pace.note_all(begun.elapsed());
-        Ok(seen)
+            Ok(jobs.all.values().map(|job| (job.id.to_string(), words(job))).collect())
+        })
     }
 
     fn user(&self, name: &str) -> Result<Option<User>> {

@@ -27,6 +27,7 @@ const CHECKS: &[(&str, Check)] = &[
     ("a value of a megabyte comes back", megabyte),
     ("a scan of many megabytes comes back whole", large_scan),
     ("values are any bytes and keys any text", any_bytes),
+    ("pages hold all keys, each once and in order", pages),
 ];
 
 /// Runs all checks; `other` is a second handle on the same database.
@@ -262,4 +263,35 @@ fn any_bytes(one: &dyn Backend, other: &dyn Backend) {
         assert_eq!(*read(other, key).unwrap().value, *all, "{key:?}");
         assert_eq!(keys(other, key), [key], "{key:?}");
     }
+}
+
+/// All keys with a prefix, by pages of so many at most; and how many pages there were.
+fn paged(store: &dyn Backend, prefix: &str, most: usize) -> (Vec<String>, usize) {
+    let (mut found, mut pages) = (Vec::<String>::new(), 0);
+    loop {
+        let page = store.page(prefix, found.last().map_or("", String::as_str), most).unwrap();
+        assert!(page.len() <= most);
+        if page.is_empty() {
+            return (found, pages);
+        }
+        assert!(page.iter().all(|(key, entry)| read(store, key).as_ref() == Some(entry)));
+        found.extend(page.into_iter().map(|(key, _)| key));
+        pages += 1;
+    }
+}
+
+fn pages(one: &dyn Backend, other: &dyn Backend) {
+    for key in ["a/1", "a/10", "a/1/x", "a/2", "a/3", "a", "a0", "b/1"] {
+        assert!(one.commit(&put(&format!("page/{key}"), key)).unwrap());
+    }
+    assert_eq!(paged(other, "page/a/", 2), (keys(one, "page/a/"), 3));
+    assert_eq!(paged(other, "page/a/", 5), (keys(one, "page/a/"), 1));
+    assert_eq!(paged(other, "page/none/", 5), (Vec::new(), 0));
+    assert_eq!(other.page("page/a/", "page/a/2", 9).unwrap().len(), 1, "what comes after");
+    assert!(other.page("page/a/", "page/b/1", 9).unwrap().is_empty(), "nothing after all of them");
+    // More than one answer of etcd's holds.
+    for number in 0..8 {
+        assert!(one.commit(&put(&format!("page/large/{number}"), bytes(900_000))).unwrap());
+    }
+    assert_eq!(paged(other, "page/large/", 100).0.len(), 8);
 }

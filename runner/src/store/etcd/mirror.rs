@@ -109,7 +109,9 @@ impl Mirror {
         if !state.is_fresh() {
             return None;
         }
-        let behind = |state: &mut State| state.revision < state.needed.max(revision);
+        // What others write from now on need not be waited for.
+        let target = state.needed.max(revision);
+        let behind = |state: &mut State| state.revision < target;
         let (mut state, _) = self.moved.wait_timeout_while(state, PATIENCE, behind).unwrap_or_else(PoisonError::into_inner);
         (!behind(&mut state) && state.is_fresh()).then_some(state)
     }
@@ -186,7 +188,7 @@ impl State {
 }
 
 /// Whether all that begins with `prefix` is kept always.
-fn covers(prefix: &str) -> bool {
+pub(super) fn covers(prefix: &str) -> bool {
     let mut parts = prefix.splitn(3, '/');
     let below_cluster = parts.next() == Some("clusters") && parts.next().is_some_and(|name| !name.is_empty());
     let rest = parts.next().unwrap_or_default();

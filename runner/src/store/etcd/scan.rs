@@ -81,6 +81,25 @@ async fn pages(
     }
 }
 
+/// The first keys that begin with `prefix` and come after `after`, as they are now: at most so many, fewer where they are large.
+pub(super) async fn some(
+    members: &Members,
+    prefix: &str,
+    after: &str,
+    most: usize,
+    deadline: Instant,
+) -> Result<Vec<(String, Versioned)>> {
+    // The smallest key after that one.
+    let from = if after.is_empty() { format!("{ROOT}{prefix}") } else { format!("{ROOT}{after}\0") };
+    let mut count = i64::try_from(most).unwrap_or(i64::MAX);
+    loop {
+        match page(members, from.as_bytes(), &end_of(prefix), 0, count, deadline).await {
+            Err(error) if faults::is_too_large(&error) && count > 1 => count /= 2,
+            page => return page?.kvs().iter().map(|entry| Ok((key_of(entry)?, versioned(entry)))).collect(),
+        }
+    }
+}
+
 /// One page, of the database as it was at `revision` (0: as it is).
 async fn page(members: &Members, from: &[u8], end: &[u8], revision: i64, count: i64, deadline: Instant) -> Result<GetResponse> {
     let options = GetOptions::new().with_range(end).with_limit(count).with_revision(revision);
