@@ -176,7 +176,7 @@ fn everything(store: &Store) {
     let gone = Grant { run: 1, ..grant(3, OTHER_GATEWAY, 50200, 1) };
     assert!(store.claim(&gone).unwrap());
     store.release(&store.close_grant(&gone).unwrap().unwrap()).unwrap();
-    store.trim_trail(CLUSTER, at(0)).unwrap();
+    store.trim_trail(CLUSTER, at(0), &mut Progress::default(), Instant::now()).unwrap();
     store.set_silence(CLUSTER, GATEWAY, Some("no answer")).unwrap();
     store.set_drain(CLUSTER, GATEWAY, true).unwrap();
 }
@@ -287,7 +287,9 @@ fn jobs_of_version_1_go_on_and_end() {
     assert_eq!(store.job(&[CLUSTER], 1).unwrap().unwrap().scheduler_job_id.as_deref(), Some("4701"));
     assert_eq!(store.job(&[CLUSTER], 3).unwrap().unwrap().outcome, Some(Outcome::Completed));
     assert_eq!(store.active_jobs(CLUSTER).unwrap().len(), 6);
-    assert_eq!(store.remove_finished(CLUSTER, (at(1000), at(1000)), &mut Progress::default(), Instant::now()).unwrap(), 2);
+    let mut progress = Progress::default();
+    store.remove_finished(CLUSTER, (at(1000), at(1000)), &mut progress, Instant::now()).unwrap();
+    assert_eq!(progress.removed(), 2);
     // Whose jobs were never counted may have new ones, and these are.
     let new = create(&store, Some("c0ffee"));
     assert_eq!(store.owners(CLUSTER).unwrap()[0].jobs, [new].into());

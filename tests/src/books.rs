@@ -75,7 +75,7 @@ impl Books {
         };
         let taken = |(node, entries): (&String, &Value)| {
             let range = |entry: &Value| {
-                let (lo, hi, job) = (number(&entry["ports"]["lo"]), number(&entry["ports"]["hi"]), number(&entry["job"]));
+                let (lo, hi, job) = (number(&entry[1][0]), number(&entry[1][1]), number(&entry[0]));
                 (lo..=hi).map(|port| (node.clone(), port, job)).collect::<Vec<_>>()
             };
             list(entries).iter().flat_map(range).collect::<Vec<_>>()

@@ -65,15 +65,15 @@ impl Slurm {
 
     /// In the way that is sooner with a queue of this length (see [`lanes`]).
     fn look_at(&self, wanted: &[Wanted]) -> Result<Vec<Seen>> {
-        match squeue::ids(wanted).filter(|ids| self.is_sooner_by_id(ids.len())) {
-            Some(ids) => self.look_at_each(&ids),
-            None => self.details(&squeue::by_name_script(wanted)),
+        let queue = if lanes::depends_on_queue(wanted.len()) { self.queue() } else { 0 };
+        let lanes = self.lanes.take(wanted.len());
+        match squeue::ids(wanted).filter(|ids| ids.len() <= most_by_id(queue, lanes.count())) {
+            Some(ids) => self.look_at_each(&ids, lanes.count()),
+            None => {
+                drop(lanes);
+                self.details(&squeue::by_name_script(wanted))
+            }
         }
-    }
-
-    fn is_sooner_by_id(&self, jobs: usize) -> bool {
-        let queue = if lanes::depends_on_queue(jobs) { self.queue() } else { 0 };
-        jobs <= most_by_id(queue)
     }
 
     /// About how many jobs there are in Slurm.
@@ -81,14 +81,18 @@ impl Slurm {
         let known = *self.queue.lock().unwrap_or_else(PoisonError::into_inner);
         match known.filter(|(at, _)| at.elapsed() < QUEUE_CACHE) {
             Some((_, count)) => count,
-            // Nobody watches here. What is wrong shows again in the look itself.
-            None => self.overview().map_or(0, |jobs| jobs.len()),
+            // Nobody watches here. What is wrong shows again in the look itself, and one look has to wait for it.
+            None => self.overview().map_or_else(|_| self.note_queue(0), |jobs| jobs.len()),
         }
     }
 
-    fn look_at_each(&self, ids: &[(&str, &str)]) -> Result<Vec<Seen>> {
-        let taken = self.lanes.take(ids.len());
-        let shares = ids.chunks(ids.len().div_ceil(taken.count()).max(1)).collect();
+    fn note_queue(&self, jobs: usize) -> usize {
+        *self.queue.lock().unwrap_or_else(PoisonError::into_inner) = Some((Instant::now(), jobs));
+        jobs
+    }
+
+    fn look_at_each(&self, ids: &[(&str, &str)], lanes: usize) -> Result<Vec<Seen>> {
+        let shares = ids.chunks(ids.len().div_ceil(lanes).max(1)).collect();
         let answers = side_by_side::for_each(shares, |ids: &[(&str, &str)]| self.details(&squeue::by_id_script(ids)));
         // An answer without one of the shares would say that its jobs are gone.
         Ok(answers.into_iter().collect::<Result<Vec<_>>>()?.concat())
@@ -198,7 +202,7 @@ impl Scheduler for Slurm {
 
     fn overview(&self) -> Result<HashMap<String, String>> {
         let jobs = self.on_first("exec sh", squeue::overview_script().as_bytes(), LOOK_LIMIT, squeue::judge_overview)?;
-        *self.queue.lock().unwrap_or_else(PoisonError::into_inner) = Some((Instant::now(), jobs.len()));
+        self.note_queue(jobs.len());
         Ok(jobs)
     }
 

@@ -341,7 +341,8 @@ impl Store {
 
     /// This submission is not looked for any longer.
     pub fn forget_given_up(&self, given_up: &GivenUp) -> Result<()> {
-        self.remove_all(&[keys::given_up(&given_up.cluster, given_up.job)]).map(drop)
+        let delete = vec![keys::given_up(&given_up.cluster, given_up.job)];
+        self.commit("sweep", &Change { delete, ..Change::default() }).map(drop)
     }
 
     /// The same, if any job was ever submitted.

@@ -57,7 +57,7 @@ pub struct Change {
     pub delete: Vec<String>,
 }
 
-/// The door to a database: three verbs and a lease. What `commit` answered with `true` survives `kill -9` and power loss.
+/// The door to a database: a few verbs and a lease. What `commit` answered with `true` survives `kill -9` and power loss.
 pub trait Backend: Send + Sync {
     /// The values of these keys (at most 120) at one moment, in the same order.
     fn get(&self, keys: &[String]) -> Result<Vec<Option<Versioned>>>;

@@ -1,11 +1,10 @@
 //! What is kept for a while and then removed: finished jobs, and the keys of requests. There may be hundreds of thousands, so they are looked through
 //! in pages, and for a bounded time at once: who sweeps has other things to do in between.
 
-use super::{Change, Store, decode, keys};
-use crate::error::Result;
+use super::{Change, Store, Versioned, decode, keys};
+use crate::error::{Error, Result};
 use jiff::Timestamp;
 use serde::Deserialize;
-use serde::de::DeserializeOwned;
 use std::time::Instant;
 
 /// Records that are read at once.
@@ -19,12 +18,29 @@ pub struct Progress {
     /// The last key that was looked at.
     after: String,
     done: bool,
+    removed: usize,
+    unreadable: Option<Error>,
 }
 
 impl Progress {
     /// Whether all records were looked at.
     pub fn is_done(&self) -> bool {
         self.done
+    }
+
+    /// How many were removed so far.
+    pub fn removed(&self) -> usize {
+        self.removed
+    }
+
+    /// What is wrong with the first record that could not be read, and stays.
+    pub fn unreadable(&self) -> Option<&Error> {
+        self.unreadable.as_ref()
+    }
+
+    /// All records were looked at.
+    pub fn end(&mut self) {
+        self.done = true;
     }
 }
 
@@ -44,62 +60,68 @@ struct Asked {
 }
 
 impl Store {
-    /// Removes the finished jobs of a cluster that ended before `before`, and, if a key leads to them, before `with_key` as well. Goes on from `progress`
-    /// until `until`, for a page at least; returns how many were removed. A record that cannot be read is an error once the page is done with,
-    /// and stays.
+    /// Removes the finished jobs of a cluster that ended before the first of these times, and, if a key leads to them, before the second as well. Goes
+    /// on from `progress` until `until`, for a page at least.
     pub fn remove_finished(
         &self,
         cluster: &str,
         (before, with_key): (Timestamp, Timestamp),
         progress: &mut Progress,
         until: Instant,
-    ) -> Result<usize> {
+    ) -> Result<()> {
         let is_old = |job: Finished| job.finished_at.is_none_or(|at| at < before && (!job.repeatable || at < with_key));
-        self.remove_old(&keys::all_finished(cluster), is_old, progress, until)
+        let prefix = keys::all_finished(cluster);
+        self.remove_old(&prefix, |key, found| decode(key, &found.value).map(is_old), progress, until)
     }
 
     /// In the same way the keys of requests that were made before `before`.
-    pub fn remove_keys(&self, cluster: &str, before: Timestamp, progress: &mut Progress, until: Instant) -> Result<usize> {
-        self.remove_old(&keys::all_repeatable(cluster), |key: Asked| key.at < before, progress, until)
+    pub fn remove_keys(&self, cluster: &str, before: Timestamp, progress: &mut Progress, until: Instant) -> Result<()> {
+        let is_old = |key: Asked| key.at < before;
+        let prefix = keys::all_repeatable(cluster);
+        self.remove_old(&prefix, |key, found| decode(key, &found.value).map(is_old), progress, until)
     }
 
-    fn remove_old<T: DeserializeOwned>(
+    fn remove_old(
         &self,
         prefix: &str,
-        is_old: impl Fn(T) -> bool,
+        is_old: impl Fn(&str, &Versioned) -> Result<bool>,
         progress: &mut Progress,
         until: Instant,
-    ) -> Result<usize> {
-        let mut removed = 0;
-        while !progress.done {
-            let page = self.backend.page(prefix, &progress.after, PAGE)?;
-            let Some((last, _)) = page.last() else {
-                progress.done = true;
-                break;
-            };
-            let (mut old, mut unreadable) = (Vec::new(), Ok(()));
-            for (key, found) in &page {
-                match decode(key, &found.value).map(&is_old) {
-                    Ok(true) => old.push(key.clone()),
-                    Ok(false) => {}
-                    Err(error) => unreadable = Err(error),
-                }
-            }
-            removed += self.remove_all(&old)?;
-            progress.after.clone_from(last);
-            unreadable?;
+    ) -> Result<()> {
+        while !progress.done && self.remove_page(prefix, &is_old, progress)? {
             if Instant::now() >= until {
-                break;
+                return Ok(());
             }
         }
-        Ok(removed)
+        progress.end();
+        Ok(())
     }
 
-    pub(super) fn remove_all(&self, keys: &[String]) -> Result<usize> {
-        for batch in keys.chunks(BATCH) {
-            self.commit("sweep", &Change { delete: batch.to_vec(), ..Change::default() })?;
+    /// Looks at the next page below `prefix` and removes what is old there, unless it is changed meanwhile; whether there was one.
+    pub(super) fn remove_page(
+        &self,
+        prefix: &str,
+        is_old: impl Fn(&str, &Versioned) -> Result<bool>,
+        progress: &mut Progress,
+    ) -> Result<bool> {
+        let page = self.backend.page(prefix, &progress.after, PAGE)?;
+        let Some((last, _)) = page.last() else { return Ok(false) };
+        let mut old = Vec::new();
+        for (key, found) in &page {
+            match is_old(key, found) {
+                Ok(true) => old.push((key.clone(), found.version)),
+                Ok(false) => {}
+                Err(error) => drop(progress.unreadable.get_or_insert(error)),
+            }
         }
-        Ok(keys.len())
+        for batch in old.chunks(BATCH) {
+            let delete = batch.iter().map(|(key, _)| key.clone()).collect();
+            if self.commit("sweep", &Change { expect: batch.to_vec(), delete, ..Change::default() })? {
+                progress.removed += batch.len();
+            }
+        }
+        progress.after.clone_from(last);
+        Ok(true)
     }
 }
 
@@ -109,6 +131,7 @@ mod tests {
     use crate::domain::job::{Job, Outcome};
     use crate::store::embedded::Embedded;
     use crate::store::put;
+    use std::time::Duration;
 
     fn at(second: i64) -> Timestamp {
         Timestamp::from_second(second).unwrap()
@@ -135,32 +158,38 @@ mod tests {
         store.finished_jobs("default", |job| job).unwrap().len()
     }
 
+    const LONG: Duration = Duration::from_secs(60);
+
     #[test]
     fn a_sweep_goes_on_where_it_stopped_and_ends() {
         let (_folder, store) = with_finished(1200);
-        let (mut progress, mut removed) = (Progress::default(), Vec::new());
+        let (mut progress, mut pages) = (Progress::default(), 0);
         while !progress.is_done() {
             // The time is over at once, so it is a page each time.
-            removed.push(store.remove_finished("default", (at(700), at(0)), &mut progress, Instant::now()).unwrap());
+            store.remove_finished("default", (at(700), at(0)), &mut progress, Instant::now()).unwrap();
+            pages += 1;
         }
-        assert_eq!((removed.len(), removed.iter().sum::<usize>(), left(&store)), (4, 700, 500));
-        assert_eq!(store.remove_finished("default", (at(9999), at(0)), &mut progress, Instant::now()).unwrap(), 0, "it is done");
-        let until = Instant::now() + std::time::Duration::from_secs(60);
-        assert_eq!(store.remove_finished("default", (at(9999), at(0)), &mut Progress::default(), until).unwrap(), 500);
+        assert_eq!((pages, progress.removed(), left(&store)), (4, 700, 500));
+        store.remove_finished("default", (at(9999), at(0)), &mut progress, Instant::now() + LONG).unwrap();
+        assert_eq!(left(&store), 500, "it is done");
+        store.remove_finished("default", (at(9999), at(0)), &mut Progress::default(), Instant::now() + LONG).unwrap();
         assert_eq!(left(&store), 0);
     }
 
     #[test]
-    fn a_record_that_cannot_be_read_stays_and_stands_in_nobodys_way() {
+    fn records_that_cannot_be_read_stay_and_stand_in_nobodys_way() {
         let (_folder, store) = with_finished(700);
-        let key = keys::finished("default", 3);
-        let newer = Change { put: vec![(key.clone(), br#"{"version":99}"#.to_vec())], ..Change::default() };
-        assert!(store.backend.commit(&newer).unwrap());
-        let (mut progress, until) = (Progress::default(), Instant::now() + std::time::Duration::from_secs(60));
-        let mut remove = || store.remove_finished("default", (Timestamp::MAX, Timestamp::MAX), &mut progress, until);
-        assert!(remove().unwrap_err().message.contains("finished/3 has the form 99"));
-        remove().unwrap();
+        let damaged = ["3", "31", "699"].map(|id| keys::finished("default", id.parse().unwrap()));
+        for key in &damaged {
+            let newer = Change { put: vec![(key.clone(), br#"{"version":99}"#.to_vec())], ..Change::default() };
+            assert!(store.backend.commit(&newer).unwrap());
+        }
+        let mut progress = Progress::default();
+        let ever = (Timestamp::MAX, Timestamp::MAX);
+        store.remove_finished("default", ever, &mut progress, Instant::now() + LONG).unwrap();
+        let words = &progress.unreadable().unwrap().message;
+        assert!(words.contains("finished/3 has the form 99") && progress.is_done(), "{words}");
         let records = store.backend.scan(&keys::all_finished("default")).unwrap();
-        assert_eq!(records.iter().map(|(key, _)| key).collect::<Vec<_>>(), [&key]);
+        assert_eq!(records.iter().map(|(key, _)| key).collect::<Vec<_>>(), damaged.iter().collect::<Vec<_>>());
     }
 }

@@ -2,19 +2,14 @@
 //! the day that they ended on, so that old ones can be found and removed without reading the others.
 
 use super::claims::read_one;
-use super::{Change, Store, Versioned, keys, put};
+use super::{Change, Progress, Store, Versioned, keys, put};
 use crate::domain::grant::{Closing, Grant};
 use crate::domain::job::Job;
 use crate::domain::trail::{TRAIL_VERSION, Trace, TrailBegin};
 use crate::error::Result;
 use jiff::tz::TimeZone;
 use jiff::{Timestamp, civil::Date};
-
-/// The most records that one call removes, and the most days that it looks at.
-const MOST_REMOVED: usize = 1000;
-const MOST_DAYS: usize = 40;
-/// Keys of one change.
-const BATCH: usize = 100;
+use std::time::Instant;
 
 /// Who had a port.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -87,35 +82,32 @@ impl Store {
         Ok(self.read::<TrailBegin>(&keys::trail_begin(cluster))?.0.map(|begin| begin.since))
     }
 
-    /// Removes traces that ended before the day of `before`, some at a time; returns how many. As long as it removes any, it is to be called again. The
-    /// first call begins the trail.
-    pub fn trim_trail(&self, cluster: &str, before: Timestamp) -> Result<usize> {
+    /// Removes traces that ended before the day of `before`: goes on from `progress` until `until`, for a page at least. The first call begins the
+    /// trail.
+    pub fn trim_trail(&self, cluster: &str, before: Timestamp, progress: &mut Progress, until: Instant) -> Result<()> {
         let key = keys::trail_begin(cluster);
         let (begin, version) = self.read::<TrailBegin>(&key)?;
         let Some(begin) = begin else {
-            self.set_trail_begin(cluster, version, Timestamp::now())?;
-            return Ok(0);
+            progress.end();
+            return self.set_trail_begin(cluster, version, Timestamp::now());
         };
         let (first, last) = (day(begin.since), day(before).yesterday().unwrap_or(Date::MIN));
-        let mut removed = 0;
-        let mut since = None;
-        for day in days(first, last).take(MOST_DAYS) {
+        let (mut since, mut in_time) = (None, true);
+        for day in days(first, last) {
             let prefix = keys::past_traces_of(cluster, &day.to_string());
-            let room = MOST_REMOVED - removed;
-            let found: Vec<String> = self.backend.page(&prefix, "", room + 1)?.into_iter().map(|(key, _)| key).collect();
-            for batch in found[..found.len().min(room)].chunks(BATCH) {
-                self.commit("sweep", &Change { delete: batch.to_vec(), ..Change::default() })?;
+            while in_time && self.remove_page(&prefix, |_, _| Ok(true), progress)? {
+                in_time = Instant::now() < until;
             }
-            removed += found.len().min(room);
-            if found.len() > room {
+            if !in_time {
                 break;
             }
             since = day.tomorrow().ok().and_then(|next| next.to_zoned(TimeZone::UTC).ok()).map(|next| next.timestamp());
+            in_time = Instant::now() < until;
         }
-        if let Some(since) = since {
-            self.set_trail_begin(cluster, version, since)?;
+        if in_time {
+            progress.end();
         }
-        Ok(removed)
+        since.map_or(Ok(()), |since| self.set_trail_begin(cluster, version, since))
     }
 
     pub(super) fn set_trail_begin(&self, cluster: &str, version: u64, since: Timestamp) -> Result<()> {

@@ -31,7 +31,9 @@ fn owned(id: u64, user: &str) -> Job {
 }
 
 fn remove_finished(store: &Store, before: Timestamp, with_key: Timestamp) -> usize {
-    store.remove_finished("default", (before, with_key), &mut Progress::default(), Instant::now()).unwrap()
+    let mut progress = Progress::default();
+    store.remove_finished("default", (before, with_key), &mut progress, Instant::now()).unwrap();
+    progress.removed()
 }
 
 /// How many ports each of these gateways forwards.
@@ -230,7 +232,9 @@ fn a_key_gives_the_same_job_and_another_only_in_place_of_one_that_was_rejected()
     assert!(matches!(create(2, "b", Some(7)), Created::Before(_)), "that is not what was made");
     assert_eq!(create(2, "b", Some(1)), Created::New);
     assert_eq!(store.repeatable("default", "k").unwrap().unwrap().job, 2);
-    assert_eq!(store.remove_keys("default", Timestamp::MAX, &mut Progress::default(), Instant::now()).unwrap(), 1);
+    let mut progress = Progress::default();
+    store.remove_keys("default", Timestamp::MAX, &mut progress, Instant::now()).unwrap();
+    assert_eq!(progress.removed(), 1);
     assert_eq!(store.repeatable("default", "k").unwrap(), None);
 }
 

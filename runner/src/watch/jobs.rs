@@ -1,4 +1,4 @@
-//! The scheduler's watcher: one question per cycle for an overview of all jobs, and one for the details of those that have changed.
+//! The scheduler's watcher: one question per cycle for an overview of all jobs, and one or a few for the details of those that have changed.
 //!
 //! A failed look says nothing and changes nothing. A job that the scheduler does not show is believed to be gone only after two
 //! good looks in a row.
@@ -6,6 +6,7 @@
 mod cancels;
 mod looks;
 mod plan;
+mod sweeps;
 
 use crate::cluster::Cluster;
 use crate::domain::job::{Job, Phase, Seen, State};
@@ -16,7 +17,7 @@ use crate::logging::id;
 use crate::metrics::metrics;
 use crate::scheduler::Wanted;
 use crate::side_by_side;
-use crate::store::{GivenUp, Progress, Store};
+use crate::store::{GivenUp, Store};
 use jiff::{SignedDuration, Timestamp};
 use std::cell::Cell;
 use std::collections::{HashMap, HashSet};
@@ -26,13 +27,10 @@ use std::time::{Duration, Instant};
 use self::cancels::Cancels;
 use self::looks::Looks;
 use self::plan::{Ending, Found, LATE_LIMIT, Step, accounted, ending, is_settled, plan};
+use self::sweeps::Sweeps;
 
 /// Of the time between two good looks, so much counts.
 const LONGEST_GAP: Duration = Duration::from_secs(30);
-/// How often old finished jobs are removed.
-const SWEEP_INTERVAL: Duration = Duration::from_secs(600);
-/// How long one cycle is at it; the next one goes on.
-const SWEEP_SLICE: Duration = Duration::from_millis(500);
 
 /// The states of unfinished jobs, as the API calls them.
 const SHOWN: [(State, &str); 4] = [
@@ -41,9 +39,6 @@ const SHOWN: [(State, &str); 4] = [
     (State::Available, "available"),
     (State::Completing, "completing"),
 ];
-
-/// How long a request with an `Idempotency-Key` may be repeated.
-const KEEP_KEYS: SignedDuration = SignedDuration::from_hours(24);
 
 /// The watcher of one cluster.
 pub struct JobsWatch {
@@ -59,23 +54,7 @@ pub struct JobsWatch {
     /// For how long we have looked for jobs without a scheduler's id, good looks alone.
     without_id: HashMap<u64, Duration>,
     last_good_look: Option<Instant>,
-    last_sweep: Option<Instant>,
-    /// One that is under way.
-    sweep: Option<Sweep>,
-}
-
-/// How far a look through all that is kept for a while has come.
-#[derive(Default)]
-struct Sweep {
-    trail_is_done: bool,
-    keys: Progress,
-    finished: Progress,
-}
-
-impl Sweep {
-    fn is_done(&self) -> bool {
-        self.trail_is_done && self.keys.is_done() && self.finished.is_done()
-    }
+    sweeps: Sweeps,
 }
 
 impl JobsWatch {
@@ -92,8 +71,7 @@ impl JobsWatch {
             vanished: HashMap::new(),
             without_id: HashMap::new(),
             last_good_look: None,
-            last_sweep: None,
-            sweep: None,
+            sweeps: Sweeps::default(),
         }
     }
 
@@ -141,7 +119,7 @@ impl JobsWatch {
         }
         self.cancels.begin(&self.cluster, lingering);
         self.store.set_heard(&self.cluster.name, begun)?;
-        self.sweep()
+        self.sweeps.go_on(&self.store, &self.cluster.name, self.keep_finished, self.keep_trail)
     }
 
     /// The details of the jobs that are asked for, and of submissions that were given up.
@@ -304,48 +282,6 @@ impl JobsWatch {
             self.store.forget_given_up(late)?;
         }
         Ok(found)
-    }
-
-    /// Begins a sweep when one is due, or goes on with one, for a moment: there may be very much to look through.
-    fn sweep(&mut self) -> Result<()> {
-        if self.last_sweep.is_none_or(|last| last.elapsed() >= SWEEP_INTERVAL) && self.sweep.is_none() {
-            self.last_sweep = Some(Instant::now());
-            self.sweep = Some(Sweep::default());
-        }
-        let Some(mut sweep) = self.sweep.take() else { return Ok(()) };
-        let result = self.go_on(&mut sweep);
-        self.sweep = Some(sweep).filter(|sweep| !sweep.is_done());
-        result
-    }
-
-    /// All of it, whatever fails of it.
-    fn go_on(&self, sweep: &mut Sweep) -> Result<()> {
-        let (cluster, now, until) = (&self.cluster.name, Timestamp::now(), Instant::now() + SWEEP_SLICE);
-        // Nothing is removed where the time began after it.
-        let long_ago = |keep: Duration| SignedDuration::try_from(keep).ok().and_then(|keep| now.checked_sub(keep).ok());
-        let yesterday = now.checked_sub(KEEP_KEYS).unwrap_or(Timestamp::MIN);
-        let before = long_ago(self.keep_trail).unwrap_or(Timestamp::MIN);
-        let trail = self.trim_trail(before, sweep, until);
-        let keys = self.store.remove_keys(cluster, yesterday, &mut sweep.keys, until).map(drop);
-        let before = long_ago(self.keep_finished).unwrap_or(Timestamp::MIN);
-        let finished = self.store.remove_finished(cluster, (before, yesterday), &mut sweep.finished, until);
-        if let Ok(count @ 1..) = finished {
-            log::info!("{count} finished jobs were removed after their time");
-        }
-        trail.and(keys).and(finished.map(drop))
-    }
-
-    fn trim_trail(&self, before: Timestamp, sweep: &mut Sweep, until: Instant) -> Result<()> {
-        while !sweep.trail_is_done {
-            match self.store.trim_trail(&self.cluster.name, before)? {
-                0 => sweep.trail_is_done = true,
-                count => log::info!("{count} traces of ports were removed after their time"),
-            }
-            if Instant::now() >= until {
-                break;
-            }
-        }
-        Ok(())
     }
 }
 

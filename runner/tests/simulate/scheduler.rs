@@ -154,7 +154,7 @@ impl Scheduler for Slurm {
         }
         // As the real one does.
         let all = self.sweep();
-        if wanted.iter().all(|one| one.scheduler_job_id.is_some()) && wanted.len() <= most_by_id(all as usize) {
+        if wanted.iter().all(|one| one.scheduler_job_id.is_some()) && wanted.len() <= most_by_id(all as usize, LANES) {
             let lanes = wanted.chunks(wanted.len().div_ceil(LANES).max(2));
             return Ok(thread::scope(|scope| {
                 let asked: Vec<_> = lanes.map(|lane| scope.spawn(|| self.show(LOOK * lane.len() as u32, lane))).collect();

@@ -313,7 +313,7 @@ fn left_in_ledger(member: &Member) -> Vec<String> {
         let kept = ["grants/", "jobs/", "owners/"].iter().any(|kind| key.starts_with(kind)) || key.contains("/closing/");
         kept || (key.contains("/blocks/") && value["forwardings"].as_array().is_some_and(|all| !all.is_empty()))
             || (key.ends_with("/load") && value["ports"].as_u64().is_some_and(|ports| ports > 0))
-            || (key.starts_with("nodes/") && value.to_string().contains("\"job\""))
+            || (key.starts_with("nodes/") && value["nodes"].as_object().is_none_or(|nodes| !nodes.is_empty()))
     });
     left.map(|pair| pair.join(" ")).collect()
 }

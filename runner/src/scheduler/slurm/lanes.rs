@@ -9,13 +9,13 @@ use std::sync::{Mutex, PoisonError};
 pub const LANES: usize = 4;
 /// So many jobs are asked for one by one whatever the queue, and never more than these.
 const FEW: usize = 8;
-const MANY: usize = 64;
+const MANY: usize = 32;
 /// One job in so many of the queue: by what both cost it would be one in five hundred, but several lanes answer sooner.
 const QUEUE_PER_JOB: usize = 300;
 
-/// How many jobs at most are asked for one by one while there are `queue` jobs in Slurm.
-pub fn most_by_id(queue: usize) -> usize {
-    (queue / QUEUE_PER_JOB).clamp(FEW, MANY)
+/// How many jobs at most are asked for one by one in so many lanes while there are `queue` jobs in Slurm.
+pub fn most_by_id(queue: usize, lanes: usize) -> usize {
+    ((queue / QUEUE_PER_JOB).min(MANY) * lanes / LANES).max(FEW)
 }
 
 /// Whether the length of the queue makes a difference for so many.
@@ -67,10 +67,15 @@ mod tests {
 
     #[test]
     fn the_longer_the_queue_the_more_jobs_are_asked_for_one_by_one() {
-        let most = [0, 100, 2_400, 2_700, 10_000, 19_200, 1_000_000].map(most_by_id);
-        assert_eq!(most, [8, 8, 8, 9, 33, 64, 64]);
+        let most = [0, 100, 2_400, 2_700, 9_300, 10_000, 1_000_000].map(|queue| most_by_id(queue, LANES));
+        assert_eq!(most, [8, 8, 8, 9, 31, 32, 32]);
+        assert_eq!([1, 2, 3, 4].map(|lanes| most_by_id(1_000_000, lanes)), [8, 16, 24, 32], "eight in each lane");
         for jobs in 0..100 {
-            assert_eq!(depends_on_queue(jobs), (jobs <= most_by_id(0)) != (jobs <= most_by_id(usize::MAX)), "{jobs}");
+            assert_eq!(
+                depends_on_queue(jobs),
+                (jobs <= most_by_id(0, LANES)) != (jobs <= most_by_id(usize::MAX, LANES)),
+                "{jobs}"
+            );
         }
     }
 

@@ -90,7 +90,7 @@ pub(super) async fn some(
     deadline: Instant,
 ) -> Result<Vec<(String, Versioned)>> {
     // The smallest key after that one.
-    let from = if after.is_empty() { format!("{ROOT}{prefix}") } else { format!("{ROOT}{after}\0") };
+    let from = if after < prefix { format!("{ROOT}{prefix}") } else { format!("{ROOT}{after}\0") };
     let mut count = i64::try_from(most).unwrap_or(i64::MAX);
     loop {
         match page(members, from.as_bytes(), &end_of(prefix), 0, count, deadline).await {
