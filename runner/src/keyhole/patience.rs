@@ -141,7 +141,7 @@ mod tests {
     #[test]
     fn what_was_met_is_forgotten_when_it_is_confirmed_or_long_ago() {
         let patience = Patience::default();
-        let long_ago = Instant::now().checked_sub(MEMORY).expect("the machine runs for longer than a day");
+        let long_ago = Instant::now().checked_sub(MEMORY).expect("an instant may lie before the start of the machine");
         let old = |job: u64| ((job, "old".to_owned()), long_ago);
         lock(&patience.met).first.extend((0..FEW as u64 - 1).map(old));
         assert!(patience.repeats(1, "a") && lock(&patience.met).first.len() == FEW, "few may stay");

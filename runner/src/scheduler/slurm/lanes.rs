@@ -7,8 +7,9 @@ use std::sync::{Mutex, PoisonError};
 
 /// So many lanes are used at most by one look, and three more than looks by all together: the other sessions on a command node are for other questions.
 pub const LANES: usize = 4;
-/// So many jobs are asked for one by one whatever the queue, and never more than these.
+/// So many jobs are asked for one by one, however short the queue is.
 const FEW: usize = 8;
+/// Never more than these: eight in each lane, whose script has a limit of time.
 const MANY: usize = 32;
 /// One job in so many of the queue: by what both cost it would be one in five hundred, but several lanes answer sooner.
 const QUEUE_PER_JOB: usize = 300;
