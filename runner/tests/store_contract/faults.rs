@@ -10,7 +10,7 @@ use bwvisu_runner::error::ErrorKind;
 use bwvisu_runner::store::etcd::{Etcd, EtcdConfig};
 use bwvisu_runner::store::{Backend, Change};
 
-use crate::contract::{put, value};
+use crate::contract::{claim, put, value};
 use crate::proxy::{Net, Proxy};
 use crate::server::{EtcdCluster, EtcdServer, etcd_is_there};
 
@@ -175,6 +175,36 @@ fn without_a_quorum_calls_fail_in_time_and_work_again_when_a_member_is_back() {
     let begin = Instant::now();
     assert!(client.commit(&put("k", "v")).unwrap());
     assert!(begin.elapsed() < Duration::from_secs(1), "{:?}", begin.elapsed());
+}
+
+/// A member that is dead refuses at once and must not use up the attempts of a call that has time for those that are silent, as they
+/// are while they elect.
+#[test]
+fn a_dead_member_does_not_shorten_the_patience_with_silent_ones() {
+    if !etcd_is_there() {
+        return;
+    }
+    let mut cluster = EtcdCluster::start();
+    let nets: Vec<Proxy> = cluster.members.iter().map(|member| Proxy::start(member.client_address())).collect();
+    let endpoints = nets.iter().map(Proxy::endpoint).collect();
+    // The first is the one that is asked first, as long as it never failed.
+    cluster.client();
+    let client = Etcd::connect(EtcdConfig { endpoints, ..cluster.config() }).unwrap();
+    assert!(client.get(&["a".to_owned()]).is_ok());
+    cluster.members[0].kill();
+    nets[1..].iter().for_each(|net| net.set(Net::Silent));
+    let begin = Instant::now();
+    thread::scope(|scope| {
+        let calls = ["a", "b"].map(|key| scope.spawn(|| client.commit(&claim(key, "v"))));
+        // Each silent member has had its turn by then, and the dead one two.
+        thread::sleep(EtcdConfig::DEFAULT_TIMEOUT * 7 / 10);
+        nets.iter().for_each(|net| net.set(Net::Whole));
+        for call in calls {
+            assert!(call.join().unwrap().unwrap(), "after {:?}", begin.elapsed());
+        }
+    });
+    println!("written after {:?}", begin.elapsed());
+    assert!(begin.elapsed() < BOUND);
 }
 
 #[test]

@@ -19,8 +19,9 @@ pub(super) struct Fault {
     pub(super) not_done: bool,
     /// Worth trying again, at another member or over a fresh connection.
     pub(super) elsewhere: bool,
-    /// The cluster has no leader just now, and will soon have one if enough members live.
-    pub(super) electing: bool,
+    /// It may pass by itself in a second or two: the cluster has no leader just now, or the member is silent, as one is whose leader
+    /// died a moment ago.
+    pub(super) passing: bool,
     /// What to say of it.
     pub(super) error: Error,
 }
@@ -28,17 +29,17 @@ pub(super) struct Fault {
 impl Fault {
     /// No answer within the time that this attempt had.
     pub(super) fn timeout(not_done: bool) -> Self {
-        Self::lost(not_done, Error::unavailable("etcd does not answer in time"))
+        Self { passing: true, ..Self::lost(not_done, Error::unavailable("etcd does not answer in time")) }
     }
 
     /// Worth trying elsewhere.
     pub(super) fn lost(not_done: bool, error: Error) -> Self {
-        Self { not_done, elsewhere: true, electing: false, error }
+        Self { not_done, elsewhere: true, passing: false, error }
     }
 
     /// Not worth it.
     fn refused_as(not_done: bool, error: Error) -> Self {
-        Self { not_done, elsewhere: false, electing: false, error }
+        Self { not_done, elsewhere: false, passing: false, error }
     }
 
     /// Nothing but an operator can mend it, and nothing happened.
@@ -174,7 +175,7 @@ fn answered(status: &Status) -> Fault {
     let from_server = status.message().starts_with("etcdserver: ");
     let says = |part: &str| status.message().contains(part);
     let fault =
-        |not_done, elsewhere, error: Error| Fault { not_done, elsewhere, electing: false, error: error.with_detail(detail) };
+        |not_done, elsewhere, error: Error| Fault { not_done, elsewhere, passing: false, error: error.with_detail(detail) };
     match status.code() {
         Code::OutOfRange if says("message length too large") => fault(false, false, Error::internal(TOO_LARGE)),
         Code::OutOfRange if says("has been compacted") => fault(true, false, Error::unavailable(COMPACTED)),
@@ -192,8 +193,10 @@ fn answered(status: &Status) -> Fault {
             fault(true, false, Error::internal("etcd refused a request"))
         }
         Code::Unavailable if says("no leader") => {
-            Fault { electing: true, ..fault(true, true, Error::unavailable("etcd has no leader: too few of its members live")) }
+            Fault { passing: true, ..fault(true, true, Error::unavailable("etcd has no leader: too few of its members live")) }
         }
+        // What a member said while it lost its leader: it may have passed the request on to that one.
+        Code::Unavailable if from_server => Fault { passing: true, ..fault(false, true, Error::unavailable(BROKE_OFF)) },
         _ => fault(false, true, Error::unavailable(BROKE_OFF)),
     }
 }
@@ -250,5 +253,18 @@ mod tests {
             let kind = if not_done { ErrorKind::Unavailable } else { ErrorKind::Unknown };
             assert_eq!(fault.of_write().kind, kind, "{message}");
         }
+    }
+
+    #[test]
+    fn what_an_election_causes_passes_by_itself() {
+        for (message, passes) in [
+            ("etcdserver: no leader", true),
+            ("etcdserver: leader changed", true),
+            ("etcdserver: request timed out, possibly due to previous leader failure", true),
+            ("connection refused", false),
+        ] {
+            assert_eq!(judged(Code::Unavailable, message).passing, passes, "{message}");
+        }
+        assert!(Fault::timeout(true).passing && !judged(Code::Unknown, "transport error").passing);
     }
 }

@@ -77,7 +77,7 @@ impl Members {
         F: Future<Output = Result<T, etcd_client::Error>>,
     {
         let election = deadline.min(Instant::now() + self.patience());
-        let (mut left, mut doubtful, mut electing) = (self.members.len(), false, false);
+        let (mut left, mut doubtful, mut passing) = (self.members.len(), false, false);
         loop {
             let member = self.member().ok_or_else(|| Fault::timeout(true))?;
             let fault = match self.attempt(member, share(deadline, left + 1), &call).await {
@@ -93,10 +93,10 @@ impl Members {
                 return Err(fault);
             }
             member.failed.store(self.failures.fetch_add(1, Ordering::Relaxed) + 1, Ordering::Relaxed);
-            electing |= fault.electing;
+            passing |= fault.passing;
             let (now, may_repeat) = (Instant::now(), fault.not_done || repeat == Repeat::Always);
-            // Those that are dead refuse at once, again and again, while the others elect.
-            if electing && may_repeat && now < election {
+            // Those that are dead refuse at once, again and again, while the others elect: this must not use up the attempts.
+            if passing && may_repeat && now < election {
                 sleep(ELECTION_PAUSE).await;
                 continue;
             }
