@@ -1,7 +1,7 @@
 //! The rules that everything must keep, each as a function from a snapshot to what breaks it.
 
 use super::{Disagreement, GatewaySnapshot, Snapshot};
-use crate::domain::grant::{Forwarding, Grant, GrantState};
+use crate::domain::grant::{Forwarding, GrantState};
 use crate::domain::job::{Job, Phase, Seen, State};
 use crate::domain::ports::{PortRange, Span};
 use crate::domain::summary::Summary;
@@ -44,40 +44,57 @@ fn submissions(snapshot: &Snapshot, add: &mut impl FnMut(&'static str, String)) 
 /// What the scheduler has and what the records say.
 fn scheduler(snapshot: &Snapshot, add: &mut impl FnMut(&'static str, String)) {
     let Some(seen) = &snapshot.seen else { return };
+    let seen = ByName::new(seen);
     for job in snapshot.jobs.iter().filter(|job| job.scheduler_job_id.is_some()) {
-        if !seen.iter().any(|seen| job.is(seen)) {
+        if !seen.named(&job.name).any(|seen| job.is(seen)) {
             add("job-without-scheduler-job", format!("job {}: the scheduler does not show {}", job.id, job.name));
         }
     }
-    let known = |name: &String| snapshot.jobs.iter().chain(&snapshot.finished).any(|job| job.name == *name);
+    let known: BTreeSet<&String> = snapshot.jobs.iter().chain(&snapshot.finished).map(|job| &job.name).collect();
     // The scheduler may show the end of a job for longer than we keep its record.
     let ended = |name: &String| {
-        let mut of_name = seen.iter().filter(|seen| seen.name == *name).peekable();
+        let mut of_name = seen.named(name).peekable();
         of_name.peek().is_some() && of_name.all(|seen| matches!(seen.phase, Phase::Completing | Phase::Ended(_)))
     };
-    for name in snapshot.names.iter().filter(|name| !known(name) && !ended(name)) {
+    for name in snapshot.names.iter().filter(|name| !known.contains(name) && !ended(name)) {
         add("unknown-scheduler-job", format!("the scheduler has {name}, which the store does not know"));
     }
     let alive = |seen: &&Seen| matches!(seen.phase, Phase::Waiting | Phase::Running);
     for job in &snapshot.finished {
-        for seen in seen.iter().filter(alive).filter(|seen| seen.name == job.name && seen.user == job.user) {
+        for seen in seen.of(job).filter(alive) {
             add(
                 "finished-but-alive",
                 format!("job {} is finished, and the scheduler's {} is not", job.id, seen.scheduler_job_id),
             );
         }
     }
-    twice(snapshot, seen, add);
+    twice(snapshot, &seen, add);
+}
+
+/// What the scheduler shows, to be found by name.
+struct ByName<'a>(BTreeMap<&'a str, Vec<&'a Seen>>);
+
+impl<'a> ByName<'a> {
+    fn new(seen: &'a [Seen]) -> Self {
+        let mut by_name = BTreeMap::<_, Vec<_>>::new();
+        seen.iter().for_each(|seen| by_name.entry(seen.name.as_str()).or_default().push(seen));
+        Self(by_name)
+    }
+
+    fn named(&self, name: &str) -> impl Iterator<Item = &'a Seen> {
+        self.0.get(name).into_iter().flatten().copied()
+    }
+
+    /// Those with the name and the owner of this job.
+    fn of(&self, job: &Job) -> impl Iterator<Item = &'a Seen> {
+        self.named(&job.name).filter(|seen| seen.user == job.user)
+    }
 }
 
 /// One name, one job.
-fn twice(snapshot: &Snapshot, seen: &[Seen], add: &mut impl FnMut(&'static str, String)) {
+fn twice(snapshot: &Snapshot, seen: &ByName, add: &mut impl FnMut(&'static str, String)) {
     for job in snapshot.jobs.iter().chain(&snapshot.finished) {
-        let ids: BTreeSet<&str> = seen
-            .iter()
-            .filter(|seen| seen.name == job.name && seen.user == job.user)
-            .map(|seen| seen.scheduler_job_id.as_str())
-            .collect();
+        let ids: BTreeSet<&str> = seen.of(job).map(|seen| seen.scheduler_job_id.as_str()).collect();
         if ids.len() > 1 {
             add("submitted-twice", format!("job {}: the scheduler has it as {ids:?}", job.id));
         }
@@ -86,18 +103,19 @@ fn twice(snapshot: &Snapshot, seen: &[Seen], add: &mut impl FnMut(&'static str, 
 
 /// Who has ports, and who says so.
 fn grants(snapshot: &Snapshot, add: &mut impl FnMut(&'static str, String)) {
-    let job = |id: u64| snapshot.jobs.iter().find(|job| job.id == id);
+    let jobs: BTreeMap<u64, &Job> = snapshot.jobs.iter().map(|job| (job.id, job)).collect();
     for grant in &snapshot.grants {
-        if !keeps_ports(grant, job(grant.job).map(Summary::from).as_ref()) {
+        if !keeps_ports(grant, jobs.get(&grant.job).map(|job| Summary::from(*job)).as_ref()) {
             add("grant-without-job", format!("job {} does not run, and has ports on {}", grant.job, grant.gateway));
         }
         if grant.state == GrantState::Moving {
             add("move-open", format!("job {}: its forwardings are on their way to {}", grant.job, grant.gateway));
         }
     }
+    let active = snapshot.grants.iter().filter(|grant| grant.state == GrantState::Active);
+    let active: BTreeSet<u64> = active.map(|grant| grant.job).collect();
     for job in snapshot.jobs.iter().filter(|job| job.state == State::Available) {
-        let active = |grant: &&Grant| grant.job == job.id && grant.state == GrantState::Active;
-        if !snapshot.grants.iter().any(|grant| active(&grant)) {
+        if !active.contains(&job.id) {
             add("available-without-grant", format!("job {} is available, and has no ports", job.id));
         }
     }
@@ -105,13 +123,15 @@ fn grants(snapshot: &Snapshot, add: &mut impl FnMut(&'static str, String)) {
 
 /// The lists that jobs per user are counted by. Jobs of version 1 are in none.
 fn owners(snapshot: &Snapshot, add: &mut impl FnMut(&'static str, String)) {
+    let unfinished: BTreeSet<u64> = snapshot.jobs.iter().map(|job| job.id).collect();
     for owner in &snapshot.owners {
-        for id in owner.jobs.iter().filter(|id| !snapshot.jobs.iter().any(|job| job.id == **id)) {
+        for id in owner.jobs.difference(&unfinished) {
             add("owner-of-no-job", format!("user {} is counted as the owner of job {id}, which is not unfinished", owner.user));
         }
     }
-    let counted = |job: &Job| snapshot.owners.iter().any(|owner| owner.user == job.user && owner.jobs.contains(&job.id));
-    for job in snapshot.jobs.iter().filter(|job| job.version > 1 && !counted(job)) {
+    let counted = snapshot.owners.iter().flat_map(|owner| owner.jobs.iter().map(|id| (owner.user.as_str(), *id)));
+    let counted: BTreeSet<(&str, u64)> = counted.collect();
+    for job in snapshot.jobs.iter().filter(|job| job.version > 1 && !counted.contains(&(job.user.as_str(), job.id))) {
         add("job-without-owner", format!("job {} is not counted among the jobs of user {}", job.id, job.user));
     }
 }
@@ -150,19 +170,24 @@ fn nodes(snapshot: &Snapshot, add: &mut impl FnMut(&'static str, String)) {
 
 /// Nothing leads anywhere that the trail does not know of, as far as it was granted by a program that keeps one; and it does not go on where the ports are free.
 fn traces(snapshot: &Snapshot, add: &mut impl FnMut(&'static str, String)) {
+    let taken = snapshot.gateways.iter().flat_map(|(address, gateway)| {
+        let forwardings = gateway.blocks.values().flat_map(|block| &block.forwardings);
+        forwardings.map(|forwarding| (address.as_str(), forwarding.job, forwarding.span))
+    });
+    let taken: BTreeSet<(&str, u64, Span)> = taken.collect();
     for trace in &snapshot.traces {
-        let taken = snapshot.gateways.get(&trace.gateway).into_iter().flat_map(|gateway| gateway.blocks.values());
-        let mut taken = taken.flat_map(|block| &block.forwardings);
-        if !taken.any(|forwarding| forwarding.job == trace.job && trace.spans.contains(&forwarding.span)) {
+        if !trace.spans.iter().any(|span| taken.contains(&(trace.gateway.as_str(), trace.job, *span))) {
             add(
                 "trace-without-forwarding",
                 format!("gateway {}: the trail of job {} goes on, and its ports are free", trace.gateway, trace.job),
             );
         }
     }
-    let traced = |address: &str, job: u64, span: &Span| {
-        snapshot.traces.iter().any(|trace| trace.gateway == address && trace.job == job && trace.spans.contains(span))
-    };
+    let traced = snapshot.traces.iter().flat_map(|trace| {
+        let gateway = trace.gateway.as_str();
+        trace.spans.iter().map(move |span| (gateway, trace.job, *span))
+    });
+    let traced: BTreeSet<(&str, u64, Span)> = traced.collect();
     for (address, gateway) in &snapshot.gateways {
         let closing = gateway.closings.iter().filter(|closing| snapshot.trail_since.is_some_and(|since| closing.since > since));
         let closing = closing.map(|closing| (closing.job, &closing.spans));
@@ -170,7 +195,7 @@ fn traces(snapshot: &Snapshot, add: &mut impl FnMut(&'static str, String)) {
         let granted = granted.filter(|grant| snapshot.trail_since.is_some_and(|since| grant.granted_at > since));
         let granted = granted.map(|grant| (grant.job, &grant.spans));
         for (job, spans) in granted.chain(closing) {
-            if spans.first().is_some_and(|span| !traced(address, job, span)) {
+            if spans.first().is_some_and(|span| !traced.contains(&(address.as_str(), job, *span))) {
                 add("forwarding-without-trace", format!("gateway {address}: the trail does not know of the ports of job {job}"));
             }
         }

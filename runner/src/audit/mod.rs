@@ -53,7 +53,10 @@ pub struct Report {
 #[derive(Default)]
 pub struct Snapshot {
     jobs: Vec<Job>,
+    /// Of the finished jobs those that the scheduler still shows.
     finished: Vec<Job>,
+    /// How many finished jobs there are in all.
+    finished_count: usize,
     grants: Vec<Grant>,
     owners: Vec<Owner>,
     buckets: Vec<NodeBucket>,
@@ -178,8 +181,8 @@ fn read(store: &Store, cluster: &Cluster, snapshot: &mut Snapshot) -> Result<()>
     snapshot.grants = store.grants(name)?;
     snapshot.owners = store.owners(name)?;
     snapshot.jobs = store.active_jobs(name)?;
-    snapshot.finished =
-        store.finished_jobs(name, |job| Job { variables: BTreeMap::new(), details: Default::default(), ..job })?;
+    let shown: BTreeSet<&String> = snapshot.names.iter().collect();
+    (snapshot.finished_count, snapshot.finished) = store.finished_jobs(name, |job| shown.contains(&job.name))?;
     Ok(())
 }
 
@@ -198,7 +201,7 @@ impl Snapshot {
         let closings = self.gateways.values().map(|gateway| gateway.closings.len());
         BTreeMap::from([
             ("jobs", self.jobs.len()),
-            ("finished-jobs", self.finished.len()),
+            ("finished-jobs", self.finished_count),
             ("grants", self.grants.len()),
             ("closings", closings.sum()),
             ("scheduler-jobs", self.seen.as_ref().map_or(0, Vec::len)),

@@ -1,6 +1,7 @@
 //! A channel whose other side is this machine, with each shell that may stand behind `sh`.
 
 use super::*;
+use rustix::process::{Pid, Signal, kill_process_group};
 use std::path::Path;
 
 fn soon() -> Instant {
@@ -151,24 +152,28 @@ fn a_users_command_whose_input_was_cut_off_gets_nothing_of_it() {
 fn of_a_users_command_that_never_began_it_is_said_that_nothing_happened() {
     with_each_shell(&[Whose::Users], |channel, folder, shell| {
         run(channel, "echo it works");
-        command::end(&mut channel.child);
+        // As a session ends: not the shell alone, which may have begun what waits for the next command.
+        signal(channel, Signal::KILL);
+        channel.child.wait().unwrap();
         let unbegun = channel.run("cat >received", b"a script", soon());
         assert!(matches!(unbegun, Err(Broken::Unbegun(_))), "{shell}: {unbegun:?}");
         assert!(!folder.join("received").exists(), "{shell}");
     });
     with_each_shell(&[Whose::Users], |channel, folder, shell| {
         // Its machine has died without a word.
-        rustix::process::kill_process_group(rustix::process::Pid::from_child(&channel.child), rustix::process::Signal::STOP)
-            .unwrap();
+        signal(channel, Signal::STOP);
         let silent = channel.run("cat >received", b"a script", soon());
         assert!(matches!(&silent, Err(Broken::Unbegun(words)) if words.contains("silent")), "{shell}: {silent:?}");
-        rustix::process::kill_process_group(rustix::process::Pid::from_child(&channel.child), rustix::process::Signal::CONT)
-            .unwrap();
+        signal(channel, Signal::CONT);
         drop(std::mem::replace(&mut channel.stdin, ChildStdin::from(std::os::fd::OwnedFd::from(std::io::pipe().unwrap().1))));
         channel.child.wait().unwrap();
         let received = std::fs::read_to_string(folder.join("received")).unwrap_or_default();
         assert_eq!(received, "", "{shell}: should it wake up, the command gets nothing of its input");
     });
+}
+
+fn signal(channel: &Channel, signal: Signal) {
+    kill_process_group(Pid::from_child(&channel.child), signal).unwrap();
 }
 
 /// The connection ends after these words.

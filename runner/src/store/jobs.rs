@@ -1,5 +1,6 @@
 //! Jobs, who owns them, and under which keys they were asked for.
 
+use super::sweeps::PAGE;
 use super::{Change, RECORD_VERSION, Store, Versioned, decode, keys, put};
 use crate::domain::job::{JOB_VERSION, Job, State};
 use crate::domain::summary::Summary;
@@ -293,10 +294,20 @@ impl Store {
         Ok(found.iter().filter_map(|(key, _)| key.strip_prefix(&prefix)?.parse().ok()).collect())
     }
 
-    /// All finished jobs of a cluster that are still kept, as `shorten` leaves them: there may be many.
-    pub fn finished_jobs(&self, cluster: &str, shorten: impl Fn(Job) -> Job) -> Result<Vec<Job>> {
-        let records = self.backend.scan(&keys::all_finished(cluster))?;
-        records.iter().map(|(key, found)| decode(key, &found.value).map(&shorten)).collect()
+    /// How many finished jobs of a cluster are still kept, and those of them that are `wanted`. There may be hundreds of thousands, so they are
+    /// read in pages, each of a moment of its own.
+    pub fn finished_jobs(&self, cluster: &str, wanted: impl Fn(&Job) -> bool) -> Result<(usize, Vec<Job>)> {
+        let (prefix, mut after) = (keys::all_finished(cluster), String::new());
+        let (mut count, mut jobs) = (0, Vec::new());
+        loop {
+            let page = self.backend.page(&prefix, &after, PAGE)?;
+            let Some((last, _)) = page.last() else { return Ok((count, jobs)) };
+            for (key, found) in &page {
+                jobs.extend(Some(decode::<Job>(key, &found.value)?).filter(|job| wanted(job)));
+            }
+            count += page.len();
+            after.clone_from(last);
+        }
     }
 
     /// Changes an unfinished job, however many others change it at the same time; `change` may be called repeatedly. Returns the job as it is

@@ -8,7 +8,7 @@ use serde::Deserialize;
 use std::time::Instant;
 
 /// Records that are read at once.
-const PAGE: usize = 500;
+pub(super) const PAGE: usize = 500;
 /// Keys of one change.
 const BATCH: usize = 100;
 
@@ -155,7 +155,7 @@ mod tests {
     }
 
     fn left(store: &Store) -> usize {
-        store.finished_jobs("default", |job| job).unwrap().len()
+        store.finished_jobs("default", |_| false).unwrap().0
     }
 
     const LONG: Duration = Duration::from_secs(60);
@@ -170,6 +170,8 @@ mod tests {
             pages += 1;
         }
         assert_eq!((pages, progress.removed(), left(&store)), (4, 700, 500));
+        let (_, some) = store.finished_jobs("default", |job| job.id >= 1190).unwrap();
+        assert_eq!(some.iter().map(|job| job.id).collect::<Vec<_>>(), (1190..1200).collect::<Vec<_>>());
         store.remove_finished("default", (at(9999), at(0)), &mut progress, Instant::now() + LONG).unwrap();
         assert_eq!(left(&store), 500, "it is done");
         store.remove_finished("default", (at(9999), at(0)), &mut Progress::default(), Instant::now() + LONG).unwrap();

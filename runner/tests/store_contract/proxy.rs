@@ -28,15 +28,14 @@ pub struct Proxy {
 #[derive(Default)]
 struct State {
     net: AtomicU8,
+    /// How long an answer takes on a slow net, in milliseconds.
+    delay: AtomicU64,
     /// Bytes that clients sent and the server got.
     forwarded: AtomicU64,
     /// Answers to questions with these words are lost, so many times more.
     losses: Mutex<(String, u64)>,
     lost: AtomicU64,
 }
-
-/// How long an answer takes on a slow net.
-pub const DELAY: Duration = Duration::from_millis(300);
 
 impl Proxy {
     pub fn start(server: SocketAddr) -> Self {
@@ -58,6 +57,12 @@ impl Proxy {
 
     pub fn set(&self, net: Net) {
         self.state.net.store(net as u8, Ordering::SeqCst);
+    }
+
+    /// From now on each answer takes so long.
+    pub fn be_slow(&self, delay: Duration) {
+        self.state.delay.store(delay.as_millis() as u64, Ordering::SeqCst);
+        self.set(Net::Slow);
     }
 
     /// From now on loses the answers to so many questions that hold these words; their connections carry no answers any more.
@@ -101,7 +106,7 @@ impl State {
         pump(from_server, client, |_| {
             self.wait_while_silent();
             if self.is(Net::Slow) {
-                thread::sleep(DELAY);
+                thread::sleep(Duration::from_millis(self.delay.load(Ordering::SeqCst)));
             }
             !deaf.load(Ordering::SeqCst)
         });

@@ -8,14 +8,14 @@ use bwvisu_runner::store::etcd::{Etcd, EtcdConfig};
 use bwvisu_runner::store::{Backend, Change};
 
 use crate::contract::{put, value};
-use crate::proxy::{DELAY, Net, Proxy};
+use crate::proxy::Proxy;
 use crate::server::{EtcdServer, Kind, etcd_is_there};
 
-/// A scan reads its pages as of one moment. If that moment is compacted away between two pages, it begins anew. (The runner uses no
-/// watches of etcd's, so this is all that a compaction can disturb.)
+/// A scan reads its pages as of one moment. If that moment is compacted away between two pages, it begins anew.
 #[test]
 fn a_scan_that_a_compaction_overtakes_begins_anew_and_comes_back_whole() {
     const KEYS: usize = 2000;
+    const DELAY: Duration = Duration::from_millis(800);
     if !etcd_is_there() {
         return;
     }
@@ -28,7 +28,7 @@ fn a_scan_that_a_compaction_overtakes_begins_anew_and_comes_back_whole() {
     let net = Proxy::start(server.client_address());
     let client = Etcd::connect(EtcdConfig { endpoints: vec![net.endpoint()], ..server.config() }).unwrap();
     server.wait_for(&client);
-    net.set(Net::Slow);
+    net.be_slow(DELAY);
     let found = thread::scope(|scope| {
         let scan = scope.spawn(|| client.scan("past/").unwrap());
         // The first page is under way, the last is not yet asked for.

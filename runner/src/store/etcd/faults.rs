@@ -19,9 +19,10 @@ pub(super) struct Fault {
     pub(super) not_done: bool,
     /// Worth trying again, at another member or over a fresh connection.
     pub(super) elsewhere: bool,
-    /// It may pass by itself in a second or two: the cluster has no leader just now, or the member is silent, as one is whose leader
-    /// died a moment ago.
+    /// The member says that it cannot just now: mostly for want of a leader, which it will have in a second or two.
     pub(super) passing: bool,
+    /// It had its time, and said nothing; as one does whose leader died a moment ago.
+    pub(super) silent: bool,
     /// What to say of it.
     pub(super) error: Error,
 }
@@ -29,17 +30,17 @@ pub(super) struct Fault {
 impl Fault {
     /// No answer within the time that this attempt had.
     pub(super) fn timeout(not_done: bool) -> Self {
-        Self { passing: true, ..Self::lost(not_done, Error::unavailable("etcd does not answer in time")) }
+        Self { silent: true, ..Self::lost(not_done, Error::unavailable("etcd does not answer in time")) }
     }
 
     /// Worth trying elsewhere.
     pub(super) fn lost(not_done: bool, error: Error) -> Self {
-        Self { not_done, elsewhere: true, passing: false, error }
+        Self { not_done, elsewhere: true, passing: false, silent: false, error }
     }
 
     /// Not worth it.
     fn refused_as(not_done: bool, error: Error) -> Self {
-        Self { not_done, elsewhere: false, passing: false, error }
+        Self { not_done, elsewhere: false, passing: false, silent: false, error }
     }
 
     /// Nothing but an operator can mend it, and nothing happened.
@@ -174,9 +175,15 @@ fn answered(status: &Status) -> Fault {
     let detail = format!("{:?}: {}", status.code(), chain(status));
     let from_server = status.message().starts_with("etcdserver: ");
     let says = |part: &str| status.message().contains(part);
-    let fault =
-        |not_done, elsewhere, error: Error| Fault { not_done, elsewhere, passing: false, error: error.with_detail(detail) };
+    let fault = |not_done, elsewhere, error: Error| {
+        let error = error.with_detail(detail);
+        Fault { not_done, elsewhere, passing: false, silent: false, error }
+    };
+    let passing = |fault: Fault| Fault { passing: true, ..fault };
     match status.code() {
+        // Whatever its code is: both come as unknown, or as something else.
+        _ if says("too many requests") => passing(fault(true, true, Error::unavailable("etcd has too much to do"))),
+        _ if says("raft proposal dropped") => passing(fault(true, true, Error::unavailable("etcd's leader resigned"))),
         Code::OutOfRange if says("message length too large") => fault(false, false, Error::internal(TOO_LARGE)),
         Code::OutOfRange if says("has been compacted") => fault(true, false, Error::unavailable(COMPACTED)),
         Code::InvalidArgument if says("revision of auth store is old") => {
@@ -193,10 +200,14 @@ fn answered(status: &Status) -> Fault {
             fault(true, false, Error::internal("etcd refused a request"))
         }
         Code::Unavailable if says("no leader") => {
-            Fault { passing: true, ..fault(true, true, Error::unavailable("etcd has no leader: too few of its members live")) }
+            passing(fault(true, true, Error::unavailable("etcd has no leader: too few of its members live")))
         }
-        // What a member said while it lost its leader: it may have passed the request on to that one.
-        Code::Unavailable if from_server => Fault { passing: true, ..fault(false, true, Error::unavailable(BROKE_OFF)) },
+        Code::Unavailable if says("for learner") => {
+            fault(true, true, Error::unavailable("a member of etcd has no vote yet: leave learners out of etcd-servers"))
+        }
+        Code::Unavailable if says("not capable") => passing(fault(true, true, Error::unavailable("etcd is not ready yet"))),
+        // Others of its words: that its leader changed, that it stops. What was asked of it may have been done.
+        Code::Unavailable if from_server => passing(fault(false, true, Error::unavailable(BROKE_OFF))),
         _ => fault(false, true, Error::unavailable(BROKE_OFF)),
     }
 }
@@ -241,6 +252,10 @@ mod tests {
             (Code::ResourceExhausted, "etcdserver: mvcc: database space exceeded", true, false, "full"),
             (Code::InvalidArgument, "etcdserver: revision of auth store is old", true, true, "users"),
             (Code::Unavailable, "etcdserver: no leader", true, true, "no leader"),
+            (Code::Unavailable, "etcdserver: rpc not supported for learner", true, true, "learners"),
+            (Code::Unavailable, "etcdserver: not capable", true, true, "not ready"),
+            (Code::Unknown, "etcdserver: too many requests", true, true, "too much"),
+            (Code::Unknown, "raft proposal dropped", true, true, "resigned"),
             (Code::Unavailable, "etcdserver: leader changed", false, true, "broke off"),
             (Code::Unavailable, "etcdserver: request timed out", false, true, "broke off"),
             (Code::Cancelled, "operation was canceled", false, true, "broke off"),
@@ -256,15 +271,18 @@ mod tests {
     }
 
     #[test]
-    fn what_an_election_causes_passes_by_itself() {
-        for (message, passes) in [
-            ("etcdserver: no leader", true),
-            ("etcdserver: leader changed", true),
-            ("etcdserver: request timed out, possibly due to previous leader failure", true),
-            ("connection refused", false),
+    fn what_a_member_says_of_an_election_or_of_too_much_to_do_passes_by_itself() {
+        for (code, message, passes) in [
+            (Code::Unavailable, "etcdserver: no leader", true),
+            (Code::Unavailable, "etcdserver: leader changed", true),
+            (Code::Unavailable, "etcdserver: server stopped", true),
+            (Code::Unknown, "etcdserver: too many requests", true),
+            (Code::Unknown, "raft proposal dropped", true),
+            (Code::Unavailable, "etcdserver: rpc not supported for learner", false),
+            (Code::Unavailable, "connection refused", false),
+            (Code::Unknown, "transport error", false),
         ] {
-            assert_eq!(judged(Code::Unavailable, message).passing, passes, "{message}");
+            assert_eq!(judged(code, message).passing, passes, "{message}");
         }
-        assert!(Fault::timeout(true).passing && !judged(Code::Unknown, "transport error").passing);
     }
 }

@@ -15,10 +15,11 @@ use crate::error::{Error, Result};
 /// An answer above this is refused; the largest that we ask for, 120 keys, are far smaller.
 pub(super) const ANSWER_BYTES: usize = 64 << 20;
 
-/// How long a cluster without a leader is given to elect one; it takes one or two seconds with etcd's defaults, and as
-/// long again when votes are split.
+/// A cluster without a leader elects one in one or two seconds with etcd's defaults, and in as long again when votes are split. One that
+/// gave no answer for so long is down.
 const ELECTION: Duration = Duration::from_secs(4);
-const ELECTION_PAUSE: Duration = Duration::from_millis(100);
+/// Between two questions to members that cannot answer just now.
+const PAUSE: Duration = Duration::from_millis(100);
 
 /// Whether an attempt that may have happened may be repeated.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -76,7 +77,7 @@ impl Members {
         C: Fn(Client) -> F,
         F: Future<Output = Result<T, etcd_client::Error>>,
     {
-        let election = deadline.min(Instant::now() + self.patience());
+        let (begun, patient_until) = (Instant::now(), self.patient_until(deadline));
         let (mut left, mut doubtful, mut passing) = (self.members.len(), false, false);
         loop {
             let member = self.member().ok_or_else(|| Fault::timeout(true))?;
@@ -93,25 +94,29 @@ impl Members {
                 return Err(fault);
             }
             member.failed.store(self.failures.fetch_add(1, Ordering::Relaxed) + 1, Ordering::Relaxed);
-            passing |= fault.passing;
+            passing |= fault.passing || fault.silent;
             let (now, may_repeat) = (Instant::now(), fault.not_done || repeat == Repeat::Always);
-            // Those that are dead refuse at once, again and again, while the others elect: this must not use up the attempts.
-            if passing && may_repeat && now < election {
-                sleep(ELECTION_PAUSE).await;
+            // Those that are dead refuse at once, again and again, while the others elect: this must not use up the attempts. Silence must,
+            // or what is left of the time would be cut into pieces that are too short for an etcd that is slow.
+            if passing && !fault.silent && may_repeat && now + PAUSE < patient_until {
+                sleep(PAUSE).await;
                 continue;
             }
             // One attempt more than there are members: a connection that broke while it was idle is noticed by its next user.
             if !may_repeat || left == 0 || now >= deadline {
-                self.note_down(&fault);
+                if may_repeat && (left == 0 || begun.elapsed() >= ELECTION) {
+                    self.note_down(&fault);
+                }
                 return Err(fault);
             }
             left -= 1;
         }
     }
 
-    /// How long an election is waited for: when the last call found none that answers, another wait would only pile up callers.
-    fn patience(&self) -> Duration {
-        if self.down.load(Ordering::Relaxed) { Duration::ZERO } else { ELECTION }
+    /// How long members that cannot answer just now are asked again: when the last call found none that answers, that would only pile up
+    /// callers.
+    fn patient_until(&self, deadline: Instant) -> Instant {
+        if self.down.load(Ordering::Relaxed) { Instant::now() } else { deadline }
     }
 
     /// The one to be asked: the same until it fails, then the one that has not failed for the longest time.
@@ -132,7 +137,7 @@ impl Members {
             Ok(outcome) => outcome.map_err(judge),
             Err(_) => Err(Fault::timeout(false)),
         };
-        if outcome.as_ref().is_err_and(|fault| fault.elsewhere) {
+        if outcome.as_ref().is_err_and(|fault| fault.elsewhere && !fault.passing) {
             // The next one begins with a fresh connection and a fresh login. If it is locked, somebody makes one already.
             if let Ok(mut slot) = member.client.try_lock() {
                 *slot = None;
