@@ -5,8 +5,10 @@ use crate::store::{Progress, Store};
 use jiff::{SignedDuration, Timestamp};
 use std::time::{Duration, Instant};
 
-/// How often each kind is looked through.
+/// How often each kind is looked through: all of its records are read then, so a kind that is kept for long waits longer, by a hundredth of the
+/// time that it is kept.
 const INTERVAL: Duration = Duration::from_secs(600);
+const LONGEST_INTERVAL: Duration = Duration::from_secs(6 * 3600);
 /// How long one cycle is at it; the next one goes on.
 const SLICE: Duration = Duration::from_millis(500);
 /// How long the key of a request stands for its job, at least.
@@ -28,15 +30,22 @@ impl Sweeps {
         let ago = |keep: SignedDuration| now.checked_sub(keep).unwrap_or(Timestamp::MIN);
         let ago_by_clock = |keep: Duration| SignedDuration::try_from(keep).map_or(Timestamp::MIN, ago);
         let before = ago_by_clock(keep_trail);
-        let traces = self.traces.go_on("traces of ports", |progress| store.trim_trail(cluster, before, progress, until));
+        // These lie by days, so the others are not read.
+        let traces =
+            self.traces.go_on(INTERVAL, "traces of ports", |progress| store.trim_trail(cluster, before, progress, until));
         let (before, with_key) = (ago_by_clock(keep_finished), ago(KEEP_KEYS));
         if before == Timestamp::MIN {
             return traces;
         }
-        let keys = self.keys.go_on("keys of requests", |progress| store.remove_keys(cluster, with_key, progress, until));
+        let keys =
+            self.keys.go_on(INTERVAL, "keys of requests", |progress| store.remove_keys(cluster, with_key, progress, until));
         let finished = |progress: &mut Progress| store.remove_finished(cluster, (before, with_key), progress, until);
-        traces.and(keys).and(self.finished.go_on("finished jobs", finished))
+        traces.and(keys).and(self.finished.go_on(interval(keep_finished), "finished jobs", finished))
     }
+}
+
+fn interval(kept: Duration) -> Duration {
+    (kept / 100).clamp(INTERVAL, LONGEST_INTERVAL)
 }
 
 #[derive(Default)]
@@ -47,10 +56,10 @@ struct Kind {
 
 impl Kind {
     /// An error of the database's is one of the cycle's, and the next one goes on. Whatever else is wrong waits for the next time.
-    fn go_on(&mut self, what: &str, sweep: impl FnOnce(&mut Progress) -> Result<()>) -> Result<()> {
+    fn go_on(&mut self, every: Duration, what: &str, sweep: impl FnOnce(&mut Progress) -> Result<()>) -> Result<()> {
         let progress = match &mut self.progress {
             Some(progress) => progress,
-            None if self.begun.is_some_and(|begun| begun.elapsed() < INTERVAL) => return Ok(()),
+            None if self.begun.is_some_and(|begun| begun.elapsed() < every) => return Ok(()),
             None => {
                 self.begun = Some(Instant::now());
                 self.progress.insert(Progress::default())
@@ -82,10 +91,20 @@ mod tests {
     use super::*;
 
     #[test]
+    fn what_is_kept_for_long_is_looked_through_seldom() {
+        let day = Duration::from_secs(86400);
+        for (kept, seconds) in
+            [(Duration::ZERO, 600), (day / 2, 600), (day * 10, 8640), (day * 365, 21600), (Duration::MAX, 21600)]
+        {
+            assert_eq!(interval(kept).as_secs(), seconds, "{kept:?}");
+        }
+    }
+
+    #[test]
     fn a_kind_goes_on_until_it_is_done_and_then_rests() {
         let (mut kind, calls) = (Kind::default(), std::cell::Cell::new(0));
         let mut sweep = |done| {
-            kind.go_on("things", |progress| {
+            kind.go_on(INTERVAL, "things", |progress| {
                 calls.set(calls.get() + 1);
                 if done {
                     progress.end();
@@ -102,7 +121,7 @@ mod tests {
         for (error, calls) in [(Error::unavailable("away"), 3), (Error::unknown("away"), 3), (Error::internal("damaged"), 1)] {
             let (mut kind, mut count, away) = (Kind::default(), 0, calls > 1);
             for _ in 0..3 {
-                let result = kind.go_on("things", |_| {
+                let result = kind.go_on(INTERVAL, "things", |_| {
                     count += 1;
                     Err(error.clone())
                 });
@@ -111,7 +130,7 @@ mod tests {
             assert_eq!(count, calls, "{error}");
             // The time is over, and it begins anew.
             kind.begun = Instant::now().checked_sub(INTERVAL);
-            let _ = kind.go_on("things", |_| {
+            let _ = kind.go_on(INTERVAL, "things", |_| {
                 count += 1;
                 Ok(())
             });
