@@ -39,7 +39,7 @@ $(BUILT)/demo/share/keyhole-client.x86_64:
 	packaging/build-clients $(BUILT)/demo/share
 
 build:
-	rustup target list --installed 2>/dev/null | grep -qx $(TARGET) || rustup target add $(TARGET)
+	rustup target list --installed 2>/dev/null | grep -qx $(TARGET) || packaging/again rustup target add $(TARGET)
 	export CC_$(subst -,_,$(TARGET))=$(MUSL_CC)
 	# What is built tells nothing of where that was, and is the same wherever it was.
 	flags=$$(packaging/remap "$(BUILT)")
@@ -93,7 +93,7 @@ check: fmt deny
 	RUSTDOCFLAGS='-D warnings' cargo doc --workspace --no-deps --quiet
 	if command -v shellcheck >/dev/null; then
 		shellcheck tests/bed tests/bed.d/*.bash tests/bed.d/check tests/bed.d/init tests/bed.d/foreign tests/install-packages tests/run tests/roots tests/matrix tests/packages tests/packages.d/systemd tests/src/docs/boot tests/src/docs/systemctl tests/bench/baselines/health tests/bench/baselines/keyhole-by-hand tests/bench/baselines/keyhole-seed tests/bench/baselines/post-32 tests/bench/baselines/post-one .ci/run runner/src/gateway/iptables/probe.sh runner/src/gateway/iptables/write.sh
-		shellcheck packaging/about packaging/build-* packaging/install packaging/install.sh packaging/protoc packaging/remap packaging/deb/p*
+		shellcheck packaging/about packaging/again packaging/build-* packaging/install packaging/install.sh packaging/protoc packaging/remap packaging/deb/p*
 	else
 		echo 'NOT CHECKED: the shell scripts, since shellcheck is not installed' >&2
 	fi
@@ -102,7 +102,7 @@ fmt:
 	cargo fmt --all -- --check
 
 deny:
-	command -v cargo-deny >/dev/null || cargo install --quiet --locked cargo-deny
+	command -v cargo-deny >/dev/null || packaging/again cargo install --quiet --locked cargo-deny
 	cargo deny --offline check --hide-inclusion-graph licenses bans sources
 	# The advisories' database lies elsewhere; where it cannot be had, that is said and nothing more is claimed.
 	if cargo deny fetch db >/dev/null 2>&1; then cargo deny check --hide-inclusion-graph advisories; else echo 'NOT CHECKED: advisories, since their database cannot be had here' >&2; fi

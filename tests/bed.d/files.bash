@@ -257,7 +257,7 @@ bed_env() {
     OUTSIDE "$BED_OUTSIDE" NODES "$BED_NODES" LOG "$BED_DIR/log" \
     HOME_PREFIX "$BED_MOUNT/home" HOME_ON_MACHINE "$BED_DIR/home" SSH_USER bwvisurunner \
     SSH_KEY "$BED_DIR/ssh/id_ed25519" SSH_KNOWN_HOSTS "$BED_DIR/ssh/known_hosts" SSH_CONFIG "$BED_DIR/ssh/config" \
-    ETCD "$BED_INSIDE.7:2379" OUTSIDE_ADDRESS "$BED_OUTSIDE.100" RUNNER_EXTERNAL "$BED_OUTSIDE.7" \
+    ETCD "$BED_INSIDE.7:2379" ETCD_SYNC "$BED_ETCD_SYNC" OUTSIDE_ADDRESS "$BED_OUTSIDE.100" RUNNER_EXTERNAL "$BED_OUTSIDE.7" \
     RUN1_EXTERNAL "$BED_OUTSIDE.8" RUN2_EXTERNAL "$BED_OUTSIDE.9"
   for host in cmd0 cmd1 gw0 gw1 ctl runner run1 run2 $(computes); do
     printf 'BED_%s=%q\n' "${host^^}" "$BED_INSIDE.$(octet_of "$host")"

@@ -88,7 +88,7 @@ start_init() {
   env -i PATH="$PATH" setsid unshare "${spaces[@]}" \
     bash "$parts/init" "$marker" "$host" "$BED_DIR" "$BED_MOUNT" "$sudoers" "$processes" \
     "$(etc_of "$host")" "$(root_of "$host")" "$BED_ROOT_ETCD" </dev/null >>"$BED_DIR/log/init-$host.out" 2>&1 &
-  if ! wait_for 10 init_of "$host" >/dev/null; then
+  if ! wait_for 60 init_of "$host" >/dev/null; then
     complain "host $host did not start: $(tail -n 3 "$BED_DIR/log/init-$host.out")"
     return 1
   fi
@@ -109,10 +109,10 @@ wait_for() {
 wait_until_it_works() {
   local host log
   for host in cmd0 cmd1 gw0 gw1; do
-    wait_for 15 ssh_answers "$host" || blame "ssh to $host" "sshd-$host.out"
+    wait_for 120 ssh_answers "$host" || blame "ssh to $host" "sshd-$host.out"
   done
-  wait_for 15 etcd_answers || blame etcd etcd-runner.out
-  if ! wait_for 45 nodes_are_idle; then
+  wait_for 120 etcd_answers || blame etcd etcd-runner.out
+  if ! wait_for 300 nodes_are_idle; then
     enter cmd0 timeout 5 sinfo -N -o '%N %T %E' >&2 || true
     for log in slurmctld-ctl.log $(computes | sed 's/.*/slurmd-&.log/'); do
       blame_log "$log"
@@ -199,7 +199,7 @@ stop_host() {
   kill -KILL "$pid" || true
   end_spaces "$space"
   rm -f "$BED_DIR/run/$host.pid"
-  wait_for 10 links_are_gone "$host"
+  wait_for 120 links_are_gone "$host"
 }
 
 # The kernel frees a namespace, and the links in it, some time after its last process ended.
@@ -256,7 +256,7 @@ end_processes() {
 
 # Kills, by number, whatever lives in these network namespaces, until nothing does.
 end_spaces() {
-  local space pids ours=() until=$((SECONDS + 20))
+  local space pids ours=() until=$((SECONDS + 120))
   for space; do
     # A process that was about to enter its namespace is still in the machine's.
     if is_of_the_bed "$space"; then

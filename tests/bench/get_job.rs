@@ -63,7 +63,7 @@ fn environment() -> PathBuf {
     let run = |command: &mut Command| assert!(command.status().is_ok_and(|status| status.success()), "{command:?}");
     run(Command::new("python3").args(["-m", "venv", "--clear"]).arg(&place));
     run(Command::new(place.join("bin/pip"))
-        .args(["install", "--quiet", "--disable-pip-version-check", "--requirement"])
+        .args(["install", "--quiet", "--disable-pip-version-check", "--retries=10", "--timeout=60", "--requirement"])
         .arg(&list));
     std::fs::write(mark, wanted).unwrap();
     place

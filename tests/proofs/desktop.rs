@@ -37,7 +37,7 @@ fn use_desktop(kind: &str, template: &str, announcement: &str, more: serde_json:
     let password = bed.home("alice").join(format!(".bwvisu/job-{id}.password"));
     look(&bed, &[kind, url, path(&password), &text, path(&picture)]);
     let written =
-        until("what was typed to be done", 10, || fs::read_to_string(&typed).unwrap_or_default(), |text| !text.is_empty());
+        until("what was typed to be done", 15, || fs::read_to_string(&typed).unwrap_or_default(), |text| !text.is_empty());
     let node = job["details"]["NodeList"].as_str().unwrap();
     assert_eq!(written, format!("hello from {node}\n"));
     assert!(fs::metadata(&picture).unwrap().len() > 5_000, "{} shows nothing", picture.display());
@@ -49,7 +49,8 @@ fn use_desktop(kind: &str, template: &str, announcement: &str, more: serde_json:
 
 fn look(bed: &Bed, words: &[&str]) {
     let program = repository().join("tests/browser/type-and-look");
-    let output = bed.exec("outside", &[&[path(&program)], words].concat());
+    // Six steps, for each of which it waits a minute.
+    let output = bed.exec_within(600, "outside", &[&[path(&program)], words].concat());
     assert!(output.status.success(), "{words:?}: {}", String::from_utf8_lossy(&output.stderr));
 }
 

@@ -4,14 +4,16 @@ use crate::main_path::fetch;
 use crate::templates::SERVICE;
 use bwvisu_tests::gateway::{all_forwardings, forwardings, forwardings_of, records, saved};
 use bwvisu_tests::wait::until;
-use bwvisu_tests::{Bed, Broken, Runner};
+use bwvisu_tests::{Bed, Broken, Runner, Setup};
 use serde_json::{Value, json};
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
 /// A runner that has set up both gateways, and an available job behind gw0.
 fn with_a_job_behind_gw0(bed: &Bed) -> (Runner<'_>, Value) {
-    let runner = Runner::start(bed, &[SERVICE]);
+    // Nothing is to be moved, however long a fault lasts.
+    let config = json!({"gateway-down-seconds": 600});
+    let runner = Runner::with(bed, &Setup { templates: &[SERVICE], config, ..Setup::default() });
     until("the chains on both", 20, || runner.log().matches("chains BWVISU set up").count(), |count| *count >= 2);
     let id = runner.api.submit("alice", SERVICE.0, &json!({}));
     let job = runner.wait_for(&id, "available", 40);

@@ -47,7 +47,8 @@ const OPEN_SUBMISSIONS: [(&str, &str); 2] = [("create-job", "after"), ("reject",
 const WRONG: (&str, &str) = ("wrong.txt", "#!/bin/bash\n#SBATCH --time=abc\ntrue\n");
 
 fn ordinary() -> Value {
-    json!({"watch": {"jobs-seconds": 0.3, "keyhole-seconds": 0.3}})
+    // A gateway that is silent for a while is not down, on a slow machine either.
+    json!({"watch": {"jobs-seconds": 0.3, "keyhole-seconds": 0.3}, "gateway-down-seconds": 600})
 }
 
 fn short_patience() -> Value {

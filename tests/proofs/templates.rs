@@ -1,12 +1,12 @@
 //! Templates of the proofs.
 
-/// A web server that listens some seconds after its job began, which is some seconds after its submission.
+/// A web server that listens some seconds after its job began, which is some seconds after its submission: long enough for each state to be seen.
 pub const SLOW_SERVICE: (&str, &str) = (
     "slow_service.txt",
     "#!/bin/bash
-#SBATCH --time=10 --nodes=1 --begin=now+2
+#SBATCH --time=10 --nodes=1 --begin=now+6
 #KEYHOLE-REQUEST-PORTS 1
-sleep 2
+sleep 6
 cd \"$(mktemp -d)\"
 echo 'bytes of the application of job {{bwvisu_job_id}}' >bytes
 exec python3 -m http.server \"$KEYHOLE_PORT0\"

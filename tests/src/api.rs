@@ -26,7 +26,7 @@ pub struct Api<'b> {
 pub struct Reply {
     /// HTTP's status.
     pub status: u16,
-    /// The body; null if it is no JSON.
+    /// The body; a text if it is no JSON.
     pub body: Value,
     /// Names in lower case.
     pub headers: Vec<(String, String)>,
@@ -129,6 +129,14 @@ impl<'b> Api<'b> {
         [list("disagreements"), list("not-looked-at")].concat()
     }
 
+    /// One of the counts at `/metrics`, by its whole name with labels.
+    pub fn count(&self, name: &str) -> u64 {
+        let reply = self.call("GET", "/metrics", &Value::Null);
+        assert_eq!(reply.status, 200, "{reply:#?}");
+        let mut lines = reply.body.as_str().expect("a text").lines();
+        lines.find_map(|line| line.strip_prefix(name)?.strip_prefix(' ')?.parse().ok()).unwrap_or_else(|| panic!("no {name}"))
+    }
+
     /// Cancels a job.
     pub fn cancel(&self, id: &str) -> Reply {
         self.call("DELETE", &format!("/jobs/{id}"), &Value::Null)
@@ -146,5 +154,5 @@ fn read(answer: Result<ureq::http::Response<ureq::Body>, ureq::Error>) -> Result
     let headers =
         headers.map(|(name, value)| (name.to_string(), String::from_utf8_lossy(value.as_bytes()).into_owned())).collect();
     let text = answer.body_mut().read_to_string().map_err(|e| e.to_string())?;
-    Ok(Reply { status: answer.status().as_u16(), body: serde_json::from_str(&text).unwrap_or_default(), headers })
+    Ok(Reply { status: answer.status().as_u16(), body: serde_json::from_str(&text).unwrap_or(Value::String(text)), headers })
 }

@@ -14,8 +14,8 @@ use std::thread;
 
 /// One test at a time: there is one Slurm, one etcd and one pair of gateways.
 static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
-/// No command on a host may take longer, in seconds.
-const COMMAND_LIMIT: &str = "120";
+/// No ordinary command on a host may take longer, in seconds.
+const COMMAND_LIMIT: u32 = 120;
 
 /// The bed, ours alone while this lives.
 pub struct Bed {
@@ -102,8 +102,13 @@ impl Bed {
 
     /// What a command on a host printed, and how it ended.
     pub fn exec(&self, host: &str, words: &[&str]) -> Output {
+        self.exec_within(COMMAND_LIMIT, host, words)
+    }
+
+    /// The same for one that takes its time: at most so many seconds.
+    pub fn exec_within(&self, seconds: u32, host: &str, words: &[&str]) -> Output {
         let mut command = Command::new("timeout");
-        command.args(["-k", "5", COMMAND_LIMIT]).arg(&self.tool).arg("exec").arg(host).args(words);
+        command.args(["-k", "5", &seconds.to_string()]).arg(&self.tool).arg("exec").arg(host).args(words);
         command.current_dir("/").stdin(Stdio::null()).output().unwrap()
     }
 

@@ -5,7 +5,7 @@ use crate::bed::Bed;
 use crate::books::leftovers;
 use crate::runner::{Runner, Setup};
 use crate::slurm::Queue;
-use crate::wait::PAUSE;
+use crate::wait::{PATIENCE, PAUSE};
 use serde_json::{Value, json};
 use std::collections::VecDeque;
 use std::fs;
@@ -121,7 +121,7 @@ impl<'b> Stage<'b> {
             if let Some(found) = look(self) {
                 return found;
             }
-            let seconds = seconds + DEATH * (self.deaths.len() - before) as u64;
+            let seconds = PATIENCE * (seconds + DEATH * (self.deaths.len() - before) as u64);
             assert!(begun.elapsed() < Duration::from_secs(seconds), "waited {seconds} s in vain for {what}");
             thread::sleep(PAUSE);
         }
@@ -222,7 +222,7 @@ impl<'b> Stage<'b> {
     pub fn settle(&mut self) {
         let mut left = Vec::new();
         let (begun, before) = (Instant::now(), self.deaths.len());
-        while begun.elapsed() < Duration::from_secs(20 + DEATH * (self.deaths.len() - before) as u64) {
+        while begun.elapsed() < Duration::from_secs(PATIENCE * (20 + DEATH * (self.deaths.len() - before) as u64)) {
             self.tend();
             left = leftovers(self.bed, &self.queue);
             if left.is_empty() {

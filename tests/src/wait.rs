@@ -7,9 +7,12 @@ use std::time::{Duration, Instant};
 /// Between two looks.
 pub const PAUSE: Duration = Duration::from_millis(50);
 
-/// Looks until `done` says yes, for at most `seconds`; then fails with the last look.
+/// So many times longer than anything takes on a machine of its own: it may be shared and slow. Who waits in vain fails later, no more.
+pub const PATIENCE: u64 = 4;
+
+/// Looks until `done` says yes, for at most `seconds` by [`PATIENCE`]; then fails with the last look.
 pub fn until<T: Debug>(what: &str, seconds: u64, mut look: impl FnMut() -> T, done: impl Fn(&T) -> bool) -> T {
-    let begun = Instant::now();
+    let (begun, seconds) = (Instant::now(), seconds * PATIENCE);
     loop {
         let seen = look();
         if done(&seen) {
@@ -28,4 +31,13 @@ pub fn throughout<T: Debug>(what: &str, time: Duration, mut look: impl FnMut() -
         assert!(fine(&seen), "{what}: no longer after {:?}; seen: {seen:#?}", begun.elapsed());
         thread::sleep(PAUSE);
     }
+}
+
+/// Whether it takes less than `limit`, at its best of three times: for what takes longer each time where something is wrong.
+pub fn is_quick(limit: Duration, mut work: impl FnMut()) -> bool {
+    (0..3).any(|_| {
+        let begun = Instant::now();
+        work();
+        begun.elapsed() < limit
+    })
 }

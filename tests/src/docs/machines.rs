@@ -30,7 +30,7 @@ struct Booted {
 }
 
 /// A systemd that has not come up after so long will not.
-const BOOT: Duration = Duration::from_secs(60);
+const BOOT: Duration = Duration::from_secs(120);
 
 impl<'b> NewMachines<'b> {
     /// Lays new disks over those of the hosts, and boots those that the runner is installed on.

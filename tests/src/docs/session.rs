@@ -11,7 +11,7 @@ use std::thread;
 use std::time::Duration;
 
 /// No command of the documents takes longer, `make demo` beside four other beds among them.
-const PATIENCE: Duration = Duration::from_secs(300);
+const PATIENCE: Duration = Duration::from_secs(900);
 
 /// The shell.
 pub struct Session {
