@@ -14,6 +14,8 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 const PATIENCE: Duration = Duration::from_secs(20);
+/// Where nobody listens: tcpmux is served nowhere, and no other test gets its port by chance.
+const UNUSED: u16 = 1;
 
 /// Every test has a loopback address of its own for the relay, so that all can use the same ports.
 fn own_address() -> IpAddr {
@@ -68,7 +70,7 @@ fn digest(mut stream: TcpStream) {
 /// Says a word now and then, and ends after ten.
 fn dawdle(mut stream: TcpStream) {
     for _ in 0..10 {
-        thread::sleep(Duration::from_millis(100));
+        thread::sleep(Duration::from_millis(500));
         let _ = stream.write_all(b".");
     }
 }
@@ -158,9 +160,8 @@ fn much_data_arrives_whole() {
 #[test]
 fn a_client_is_closed_when_nothing_listens_behind_the_port() {
     let bind = own_address();
-    let unused = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
     let relay = relay_with(bind, 4);
-    relay.apply(&blocks(&[rule(1, 50100, unused)])).unwrap();
+    relay.apply(&blocks(&[rule(1, 50100, UNUSED)])).unwrap();
     assert!(closed(&mut connect(bind, 50100)));
 }
 
@@ -268,7 +269,8 @@ fn three_hundred_clients_of_one_port_leave_places_for_other_ports() {
 #[test]
 fn a_session_that_is_half_closed_ends_when_the_other_half_is_silent() {
     let (bind, silent, slow) = (own_address(), application(sulk), application(dawdle));
-    let limits = RelayLimits { half_closed_timeout: Duration::from_millis(500), ..RelayLimits::default() };
+    // Less than the slow one takes in all, and so much more than its pauses that a busy machine does not make them too long.
+    let limits = RelayLimits { half_closed_timeout: Duration::from_secs(4), ..RelayLimits::default() };
     let relay = Relay::new("10.0.0.1".into(), bind.to_string(), bind, limits);
     relay.apply(&blocks(&[rule(1, 50100, silent), rule(2, 50300, slow)])).unwrap();
     let half_closed = |port| {
@@ -279,7 +281,7 @@ fn a_session_that_is_half_closed_ends_when_the_other_half_is_silent() {
     let started = Instant::now();
     let (mut open, mut lost, mut served) = (connect(bind, 50100), half_closed(50100), half_closed(50300));
     assert!(closed(&mut lost));
-    assert!((500..10_000).contains(&started.elapsed().as_millis()), "{:?}", started.elapsed());
+    assert!((4000..15_000).contains(&started.elapsed().as_millis()), "{:?}", started.elapsed());
     let mut words = Vec::new();
     served.read_to_end(&mut words).unwrap();
     assert_eq!(words, b"..........", "what still speaks is heard to its end");
@@ -309,13 +311,12 @@ fn a_client_that_vanishes_after_its_last_word_does_not_keep_its_place() {
 #[test]
 fn a_probe_tells_open_from_closed_from_unreachable() {
     let open = application(echo);
-    let unused = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
     let relay = relay_with(own_address(), 1);
     let target = |host: &str, lo: u16, hi: u16| Target { host: host.into(), ports: PortRange { lo, hi } };
     let targets = [
         target("localhost", open, open),
         target("127.0.0.1", open, open),
-        target("127.0.0.1", unused, unused),
+        target("127.0.0.1", UNUSED, UNUSED),
         target("no-such-host.invalid", 1, 9),
         target("", 1, 1),
     ];
@@ -337,24 +338,28 @@ fn a_probe_of_ten_thousand_ports_is_quick_and_exact() {
     let expected = listeners.iter().map(|listener| (host.to_string(), listener.local_addr().unwrap().port()));
     assert_eq!(probe.open, expected.collect());
     assert!(probe.unreachable.is_empty());
-    assert!(started.elapsed() < Duration::from_secs(10), "{:?}", started.elapsed());
+    assert!(started.elapsed() < Duration::from_secs(20), "{:?}", started.elapsed());
 }
 
 #[test]
 fn a_host_that_does_not_answer_costs_one_deadline() {
     // A listener whose queue is full answers nothing to further connections.
     let host = own_address();
-    let full = rustix::net::socket(rustix::net::AddressFamily::INET, rustix::net::SocketType::STREAM, None).unwrap();
-    rustix::net::bind(&full, &std::net::SocketAddr::new(host, 20_000)).unwrap();
-    rustix::net::listen(&full, 0).unwrap();
-    let _waiting = TcpStream::connect((host, 20_000)).unwrap();
-    let limits = RelayLimits { probe_timeout: Duration::from_millis(300), ..RelayLimits::default() };
+    let full = |port| {
+        let full = rustix::net::socket(rustix::net::AddressFamily::INET, rustix::net::SocketType::STREAM, None).unwrap();
+        rustix::net::bind(&full, &std::net::SocketAddr::new(host, port)).unwrap();
+        rustix::net::listen(&full, 0).unwrap();
+        (full, TcpStream::connect((host, port)).unwrap())
+    };
+    let _all: Vec<_> = (20_000..=20_059).map(full).collect();
+    let limits = RelayLimits { probe_timeout: Duration::from_millis(500), ..RelayLimits::default() };
     let relay = Relay::new(String::new(), String::new(), host, limits);
     let started = Instant::now();
-    let targets = [Target { host: host.to_string(), ports: PortRange { lo: 20_000, hi: 20_010 } }];
+    let targets = [Target { host: host.to_string(), ports: PortRange { lo: 20_000, hi: 20_059 } }];
     let probe = relay.probe(&targets).unwrap();
     assert_eq!((probe.open.len(), probe.unreachable), (0, BTreeSet::from([host.to_string()])));
-    assert!(started.elapsed() < Duration::from_secs(3), "{:?}", started.elapsed());
+    // 30 s, were it one for each port.
+    assert!(started.elapsed() < Duration::from_secs(15), "{:?}", started.elapsed());
 }
 
 /// Runs the test named here in a process of its own, with few descriptors.
@@ -377,9 +382,10 @@ fn with_few_descriptors() {
     relay.apply(&blocks(&[rule(1, 50100, port)])).unwrap();
     let mut streams = Vec::new();
     // Whom the relay turns away gives a descriptor back, so all are taken only when none has been given back for a while.
+    let some_are_left = || std::fs::File::open("/dev/null").is_ok();
     let started = Instant::now();
     let mut full = started;
-    while full.elapsed() < Duration::from_millis(300) {
+    while full.elapsed() < Duration::from_millis(300) || some_are_left() {
         while let Ok(stream) = TcpStream::connect((bind, 50100)) {
             streams.push(stream);
             full = Instant::now();
@@ -387,7 +393,7 @@ fn with_few_descriptors() {
         assert!(started.elapsed() < PATIENCE, "there are always some left");
         thread::sleep(Duration::from_millis(5));
     }
-    assert!(streams.len() > 5 && std::fs::File::open("/dev/null").is_err(), "nothing is left");
+    assert!(streams.len() > 5, "nothing is left");
     drop(streams);
     exchange(&mut connect_at_last(bind, 50100), "back again");
 }
@@ -417,7 +423,7 @@ fn dropping_the_relay_frees_ports_and_ends_sessions_and_threads() {
     let started = Instant::now();
     drop(relay);
     assert!(
-        started.elapsed() < Duration::from_secs(3),
+        started.elapsed() < Duration::from_secs(15),
         "it waits for its threads, and they end at once: {:?}",
         started.elapsed()
     );

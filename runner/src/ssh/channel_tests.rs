@@ -112,9 +112,10 @@ fn who_keeps_a_users_streams_writes_into_no_later_answer_and_holds_up_nobody() {
             let output = run(channel, "echo next; echo words >&2; sleep 0.02");
             assert_eq!((output.stdout.as_str(), output.stderr.as_str()), ("next\n", "words\n"), "{shell}");
         }
-        assert!(begun.elapsed() < Duration::from_secs(15), "{shell}: {:?}", begun.elapsed());
+        assert!(begun.elapsed() < Duration::from_secs(40), "{shell}: {:?}", begun.elapsed());
         assert!(!folder.join("ended").exists(), "{shell}: it was there until now");
         std::fs::write(folder.join("over"), "").unwrap();
+        let begun = Instant::now();
         while !folder.join("ended").exists() {
             assert!(begun.elapsed() < Duration::from_secs(30), "{shell}: the keeper goes on");
             std::thread::sleep(Duration::from_millis(10));
@@ -188,8 +189,9 @@ fn cut_off(channel: &mut Channel, words: &str, shell: &str) {
 #[test]
 fn a_command_that_hangs_is_late_and_one_that_ends_the_shell_says_so() {
     with_each_shell(&BOTH, |channel, _, shell| {
-        let late = channel.run("sleep 30", b"", Instant::now() + Duration::from_millis(300));
-        assert!(matches!(late, Err(Broken::Late)), "{shell}");
+        // Not so soon that on a busy machine it has not even begun.
+        let late = channel.run("sleep 30", b"", Instant::now() + Duration::from_secs(3));
+        assert!(matches!(late, Err(Broken::Late)), "{shell}: {late:?}");
     });
     with_each_shell(&[Whose::Ours], |channel, _, shell| {
         let ended = channel.run("echo why >&2; kill -9 $$", b"", soon());
@@ -237,11 +239,14 @@ fn a_login_may_take_longer_than_a_shell_that_is_there_has_to_begin() {
 #[test]
 fn of_a_users_command_that_was_allowed_too_late_it_is_said_that_nothing_happened() {
     with_each_shell(&[Whose::Users], |channel, folder, shell| {
+        let deadline = Instant::now() + Duration::from_secs(2);
         let go = || {
-            std::thread::sleep(Duration::from_millis(300));
+            while Instant::now() < deadline {
+                std::thread::sleep(Duration::from_millis(100));
+            }
             true
         };
-        let late = channel.run_if("cat >received", b"a script", Instant::now() + Duration::from_millis(200), &go);
+        let late = channel.run_if("cat >received", b"a script", deadline, &go);
         assert!(matches!(late, Err(Broken::Unbegun(_))), "{shell}: {late:?}");
         cut_off(channel, "", shell);
         assert_eq!(std::fs::read_to_string(folder.join("received")).unwrap_or_default(), "", "{shell}");

@@ -82,7 +82,7 @@ fn cancelling_ends_everything_that_the_job_started() {
 
 #[test]
 fn a_job_may_clean_up_when_it_is_cancelled() {
-    let bench = Bench::new();
+    let bench = Bench::with(LocalOptions { grace: Duration::from_secs(20), ..options() });
     let id = bench.submit("tidy", "trap 'echo tidying; exit 0' TERM\necho ready >flag\nsleep 600 & wait");
     until("the trap is set", || bench.home().join("flag").exists().then_some(()), String::new);
     bench.cancel(&id);

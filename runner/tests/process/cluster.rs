@@ -5,6 +5,13 @@ use serde_json::json;
 use std::fs;
 use std::os::unix::fs::symlink;
 
+/// A good connection breaks where the machine stands still for some seconds, and there is one more then. So whoever counts them may do so up to
+/// five times; what breaks them needlessly does it each time.
+pub fn counts<T: PartialEq + std::fmt::Debug>(expected: T, count: impl Fn() -> T, words: &str) {
+    let seen: Vec<T> = (0..5).map(|_| count()).take_while(|found| *found != expected).collect();
+    assert!(seen.len() < 5, "{seen:?} instead of {expected:?}: {words}");
+}
+
 /// A Slurm cluster with the command nodes `cmd0` and `cmd1`.
 pub struct Cluster {
     pub bench: Bench,

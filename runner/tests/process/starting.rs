@@ -12,7 +12,7 @@ fn fails(bench: &Bench, words: &[&str]) -> String {
     let begin = Instant::now();
     let ended = ended(bench.command().arg("serve").args(words));
     assert_eq!((ended.code, ended.stdout.as_str()), (Some(1), ""), "{ended:?}");
-    assert!(begin.elapsed() < Duration::from_secs(10));
+    assert!(begin.elapsed() < Duration::from_secs(40));
     assert!(!ended.stderr.contains("panicked"), "{}", ended.stderr);
     // A watcher that had begun may still write to the log.
     ended.stderr.lines().find(|line| line.starts_with("bwvisu-runner: ")).unwrap_or_default().to_owned()

@@ -1,6 +1,6 @@
 //! The program in a folder of its own, and its clients.
 
-use crate::caused::on_a_small_disk;
+use crate::caused::{on_a_small_disk, quick_folder};
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use bwvisu_runner::domain::user::User;
@@ -66,14 +66,24 @@ pub fn until<T>(what: &str, mut look: impl FnMut() -> Option<T>, story: impl Fn(
     }
 }
 
-/// A port that nobody listens on just now.
+/// A port that nobody listens on just now; below those that the system gives to outgoing connections, so that none of these takes it while a
+/// program restarts, and above those that a bench forwards.
 pub fn free_port() -> u16 {
-    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
+    static NEXT: AtomicU16 = AtomicU16::new(0);
+    let first = 28_000 + (std::process::id() % 150) as u16 * 20;
+    loop {
+        let port = first + NEXT.fetch_add(1, Ordering::Relaxed) % 1_000;
+        if TcpListener::bind(("127.0.0.1", port)).is_ok() {
+            return port;
+        }
+    }
 }
 
 /// A folder with a configuration, an installation and users' homes.
 pub struct Bench {
     root: tempfile::TempDir,
+    /// Holds the state folder, which is waited for at every step.
+    memory: tempfile::TempDir,
     pub config: Value,
     pub environment: Vec<(String, String)>,
 }
@@ -83,10 +93,11 @@ impl Bench {
     pub fn new() -> Self {
         static RANGES: AtomicU16 = AtomicU16::new(21_000);
         let root = tempfile::Builder::new().prefix("bwvisu-process-").tempdir().unwrap();
+        let memory = quick_folder();
         let low = RANGES.fetch_add(40, Ordering::Relaxed);
         let config = json!({
             "bwvisu-home-prefix": root.path().join("home"),
-            "state-dir": root.path().join("state"),
+            "state-dir": memory.path().join("state"),
             "templates": root.path().join("templates"),
             "gateway-nodes": [{"internal-ip": "localhost", "external-ip": "127.0.0.1"}],
             "keyholed-servers": [{"ip": "127.0.0.1", "port": 0}],
@@ -99,7 +110,7 @@ impl Bench {
             "users": {"min-uid": 1},
             "watch": {"jobs-seconds": 0.2, "keyhole-seconds": 0.2},
         });
-        let bench = Self { root, config, environment: Vec::new() };
+        let bench = Self { root, memory, config, environment: Vec::new() };
         bench.furnish();
         bench
     }
@@ -129,7 +140,8 @@ impl Bench {
     }
 
     pub fn path(&self, name: &str) -> PathBuf {
-        self.root.path().join(name)
+        let folder = if Path::new(name).starts_with("state") { &self.memory } else { &self.root };
+        folder.path().join(name)
     }
 
     pub fn home(&self) -> PathBuf {
@@ -245,7 +257,8 @@ impl Drop for Bench {
             }
         }
         let begin = Instant::now();
-        while begin.elapsed() < Duration::from_secs(8) && !mentioning(&self.root.path().to_string_lossy()).is_empty() {
+        let mentioned = |folder: &tempfile::TempDir| !mentioning(&folder.path().to_string_lossy()).is_empty();
+        while begin.elapsed() < Duration::from_secs(8) && (mentioned(&self.root) || mentioned(&self.memory)) {
             thread::sleep(Duration::from_millis(20));
         }
     }

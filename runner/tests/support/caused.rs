@@ -17,7 +17,10 @@ use std::time::{Duration, Instant};
 pub fn tracing_works() -> bool {
     static WORKS: OnceLock<bool> = OnceLock::new();
     // Attached to a process that is not its child, as below.
-    let script = "sleep 9 & pid=$!; (sleep 0.3; kill $pid) & exec strace -qq -o /dev/null -e trace=none -p $pid";
+    // That one ends once it is attached, however long that takes, or once strace has given up.
+    let script = "sleep 60 & pid=$!
+                  (while kill -0 $$ && ! grep -q 'TracerPid:.[1-9]' /proc/$pid/status; do sleep 0.05; done; kill $pid) &
+                  exec strace -qq -o /dev/null -e trace=none -p $pid";
     *WORKS.get_or_init(|| works("strace cannot trace here (Debian: strace)", "sh", &["-c", script]))
 }
 

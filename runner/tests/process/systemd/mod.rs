@@ -7,6 +7,7 @@ mod manager;
 use crate::world::{Bench, free_port, until};
 use load::{Client, Load};
 use manager::{Manager, serve_with};
+use std::fs;
 use std::net::TcpListener;
 use std::os::fd::OwnedFd;
 use std::thread;
@@ -48,7 +49,12 @@ fn a_program_that_is_frozen_feeds_no_watchdog() {
     let served = bench.serve();
     manager.hears("WATCHDOG=1", 2);
     served.signal("-STOP");
-    thread::sleep(Duration::from_millis(300));
+    let stat = |task: fs::DirEntry| fs::read_to_string(task.path().join("stat")).unwrap_or_default();
+    let frozen =
+        || fs::read_dir(format!("/proc/{}/task", served.pid())).unwrap().flatten().all(|task| stat(task).contains(") T "));
+    until("it is frozen", || frozen().then_some(()), || served.log());
+    // What it said before is still to be read.
+    thread::sleep(Duration::from_secs(1));
     let before = manager.words().len();
     thread::sleep(Duration::from_millis(600));
     assert_eq!(manager.words().len(), before);
@@ -72,6 +78,7 @@ fn who_connects_while_no_program_runs_waits_in_the_kept_socket_and_is_answered_b
     for client in &mut waiting {
         assert_eq!(client.hear().unwrap().status, 200);
     }
+    manager.hears("READY=1", 1);
     assert_eq!(manager.keeps(), [("api".to_owned(), 1), ("keyhole".to_owned(), 1)], "what is kept is not kept twice");
 }
 
@@ -107,6 +114,7 @@ fn a_kept_socket_that_is_bound_elsewhere_is_let_go() {
     bench.set("api-listen", format!("127.0.0.1:{}", free_port()));
     let served = manager.serve(&bench);
     manager.hears("FDSTOREREMOVE=1 FDNAME=api", 0);
+    manager.hears("READY=1", 1);
     assert_ne!(served.address, before);
     assert_eq!(served.get("/jobs").status, 200);
     assert_eq!(manager.keeps(), [("api".to_owned(), 1), ("keyhole".to_owned(), 1)]);
