@@ -12,15 +12,15 @@ use std::time::{Duration, Instant};
 use bwvisu_runner::domain::job::Job;
 use bwvisu_runner::error::ErrorKind;
 use bwvisu_runner::store::Store;
-use bwvisu_runner::store::etcd::EtcdConfig;
+use bwvisu_runner::store::etcd::{Etcd, EtcdConfig};
 use serde_json::{Value, json};
 
 use crate::programs::Program;
 use crate::server::{EtcdServer, Kind, etcd_is_there};
 use crate::throng::grant;
 
-/// Ten seconds for a turn, and then one call.
-const BOUND: Duration = EtcdConfig::DEFAULT_TIMEOUT.saturating_add(Duration::from_secs(12));
+/// Ten seconds for a turn, and then one call of five; the rest is for a busy machine. Turn after turn would take fifty.
+const BOUND: Duration = Duration::from_secs(40);
 
 /// Without bounded turns, the last of them would wait for the timeouts of all others.
 #[test]
@@ -30,7 +30,9 @@ fn no_verb_takes_longer_than_its_bound_however_many_wait_for_a_silent_etcd() {
         return;
     }
     let server = EtcdServer::start(Kind::Plain);
-    let store = Store::new(Box::new(server.client()));
+    let client = Etcd::connect(EtcdConfig { timeout: EtcdConfig::DEFAULT_TIMEOUT, ..server.config() }).unwrap();
+    server.wait_for(&client);
+    let store = Store::new(Box::new(client));
     server.freeze();
     let times = Mutex::new(Vec::new());
     thread::scope(|scope| {
@@ -137,5 +139,9 @@ fn front_ends_get_503_in_time_while_etcd_is_silent_and_answers_when_it_is_back()
     assert!(longest < BOUND, "{longest:?}");
     server.thaw();
     server.wait_for(&server.client());
-    assert_eq!(ask(&jobs, None).0, 200, "it is back without a restart");
+    let begin = Instant::now();
+    while ask(&jobs, None).0 != 200 {
+        assert!(begin.elapsed() < BOUND, "it is back without a restart");
+        thread::sleep(Duration::from_millis(100));
+    }
 }

@@ -9,8 +9,11 @@ use bwvisu_runner::store::etcd::{Etcd, EtcdConfig};
 
 use crate::contract::{check_all, claim, put, read, value};
 use crate::server::{EtcdServer, Kind, etcd_is_there};
+use crate::tries::one_takes_less_than;
 
 const SHORT: Duration = Duration::from_secs(2);
+/// Calls to a silent server end after two seconds here, those to a dead one at once; the rest is for a busy machine.
+const BOUND: Duration = Duration::from_secs(10);
 
 #[test]
 fn etcd_keeps_the_contract() {
@@ -81,8 +84,7 @@ fn a_killed_server_is_unavailable_in_time_and_found_again_with_its_data() {
         return;
     }
     let mut server = EtcdServer::start(Kind::Plain);
-    let client = Etcd::connect(EtcdConfig { timeout: SHORT, ..server.config() }).unwrap();
-    server.wait_for(&client);
+    let client = server.client();
     for round in 0..3 {
         let key = format!("k/{round}");
         assert!(client.commit(&put(&key, "kept")).unwrap());
@@ -109,8 +111,10 @@ fn a_frozen_server_is_unavailable_in_time_and_goes_on_when_thawed() {
         assert_down(&client, &[ErrorKind::Unknown]);
     }
     server.thaw();
-    server.wait_for(&client);
-    assert!(client.commit(&put("k", "v")).unwrap());
+    let begin = Instant::now();
+    while !client.commit(&put("k", "v")).is_ok_and(|done| done) {
+        assert!(begin.elapsed() < Duration::from_secs(20), "it does not go on");
+    }
 }
 
 /// Every call fails within the time it has; a write with one of `write` kinds.
@@ -118,11 +122,7 @@ pub fn assert_down(client: &Etcd, write: &[ErrorKind]) {
     let timed = |call: &dyn Fn() -> Error| {
         let begin = Instant::now();
         let error = call();
-        assert!(
-            begin.elapsed() < EtcdConfig::DEFAULT_TIMEOUT + Duration::from_millis(500),
-            "{error} after {:?}",
-            begin.elapsed()
-        );
+        assert!(begin.elapsed() < BOUND, "{error} after {:?}", begin.elapsed());
         assert!(!error.to_string().contains("secret"), "no key or value is in {error}");
         (error.kind, error)
     };
@@ -154,7 +154,8 @@ fn many_threads_wait_no_longer_than_one() {
             scope.spawn(|| assert_eq!(client.commit(&put("k", "v")).unwrap_err().kind, ErrorKind::Unavailable, "never sent"));
         }
     });
-    assert!(begin.elapsed() < SHORT + Duration::from_secs(1), "{:?}", begin.elapsed());
+    // One after another they would take 16 times two seconds.
+    assert!(begin.elapsed() < BOUND, "{:?}", begin.elapsed());
 }
 
 #[test]
@@ -169,7 +170,10 @@ fn the_next_member_is_asked_in_the_same_call() {
     let endpoints = [&dead, &frozen, &alive].map(EtcdServer::endpoint).to_vec();
     let client = Etcd::connect(EtcdConfig { endpoints, ..alive.config() }).unwrap();
     assert_eq!(client.get(&["k".to_owned()]).unwrap(), [None]);
-    let begin = Instant::now();
-    assert!(client.commit(&put("k", "v")).unwrap());
-    assert!(begin.elapsed() < Duration::from_secs(1), "it stays with the one that answers");
+    // It stays with the one that answers: the frozen one would cost seconds each time.
+    one_takes_less_than(Duration::from_secs(1), |_| {
+        let begin = Instant::now();
+        assert!(client.commit(&put("k", "v")).unwrap());
+        begin.elapsed()
+    });
 }

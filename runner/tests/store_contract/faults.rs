@@ -12,11 +12,16 @@ use bwvisu_runner::store::{Backend, Change};
 
 use crate::contract::{claim, put, value};
 use crate::proxy::{Net, Proxy};
-use crate::server::{EtcdCluster, EtcdServer, etcd_is_there};
+use crate::server::{EtcdCluster, EtcdServer, PATIENT, etcd_is_there};
+use crate::tries::one_takes_less_than;
 
-/// The longest that a call may take; the rest is for a busy machine.
-const BOUND: Duration = EtcdConfig::DEFAULT_TIMEOUT.saturating_add(Duration::from_secs(1));
+/// What a call has unless an operator says otherwise.
+const TIMEOUT: Duration = EtcdConfig::DEFAULT_TIMEOUT;
+/// How much longer a call may take than it has, on a busy machine.
+const SLACK: Duration = Duration::from_secs(5);
 const WRITERS: usize = 6;
+/// After a call that failed.
+const REST: Duration = Duration::from_millis(50);
 
 /// What all calls came to.
 #[derive(Debug, Default)]
@@ -24,12 +29,16 @@ struct Tally {
     done: u64,
     unavailable: u64,
     unknown: u64,
+    /// Failures of one writer in a row are one.
+    outages: u64,
     longest: Duration,
 }
 
 impl Tally {
-    fn note(&mut self, took: Duration, kind: Option<ErrorKind>) {
+    fn note(&mut self, took: Duration, kind: Option<ErrorKind>, out: &mut bool) {
         self.longest = self.longest.max(took);
+        let was_out = std::mem::replace(out, kind.is_some());
+        self.outages += u64::from(*out && !was_out);
         match kind {
             None => self.done += 1,
             Some(ErrorKind::Unavailable) => self.unavailable += 1,
@@ -39,8 +48,9 @@ impl Tally {
     }
 }
 
-/// Counts up in keys of many writers while `fault` is at work; each key must hold as much as was answered with success.
-fn under_load(name: &str, clients: &[&Etcd], fault: impl FnOnce()) -> Tally {
+/// Counts up in keys of many writers while `fault` is at work; each key must hold as much as was answered with success. The calls of these
+/// clients have so long.
+fn under_load(name: &str, clients: &[&Etcd], timeout: Duration, fault: impl FnOnce()) -> Tally {
     let (over, tally) = (AtomicBool::new(false), Mutex::new(Tally::default()));
     thread::scope(|scope| {
         for writer in 0..WRITERS {
@@ -53,17 +63,21 @@ fn under_load(name: &str, clients: &[&Etcd], fault: impl FnOnce()) -> Tally {
     });
     let tally = tally.into_inner().unwrap();
     println!("{name}: {tally:?}");
-    assert!(tally.longest < BOUND, "{tally:?}");
+    assert!(tally.longest < timeout + SLACK, "{tally:?}");
     tally
 }
 
 fn count_up(client: &Etcd, key: &str, over: &AtomicBool, tally: &Mutex<Tally>) {
-    let (mut count, mut doubts) = (0, 0);
+    let (mut count, mut doubts, mut out) = (0, 0, false);
     while !over.load(Ordering::SeqCst) {
         let begin = Instant::now();
         let outcome = client.get(&[key.to_owned()]);
-        tally.lock().unwrap().note(begin.elapsed(), outcome.as_ref().err().map(|error| error.kind));
-        let Ok(mut found) = outcome else { continue };
+        tally.lock().unwrap().note(begin.elapsed(), outcome.as_ref().err().map(|error| error.kind), &mut out);
+        let Ok(mut found) = outcome else {
+            // Members that elect need the processors, too.
+            thread::sleep(REST);
+            continue;
+        };
         let (now, version) = found.remove(0).map_or((0, 0), |found| (number(&found.value), found.version));
         assert!((count..=count + doubts).contains(&now), "{key}: {now}, after {count} and {doubts} of unknown fate");
         // What was not answered may still be on its way; it is settled when it is seen, or when the next one is done in its place.
@@ -71,7 +85,7 @@ fn count_up(client: &Etcd, key: &str, over: &AtomicBool, tally: &Mutex<Tally>) {
         let change = Change { expect: vec![(key.to_owned(), version)], ..put(key, (now + 1).to_string()) };
         let begin = Instant::now();
         let outcome = client.commit(&change);
-        tally.lock().unwrap().note(begin.elapsed(), outcome.as_ref().err().map(|error| error.kind));
+        tally.lock().unwrap().note(begin.elapsed(), outcome.as_ref().err().map(|error| error.kind), &mut out);
         match outcome {
             Ok(true) => (count, doubts) = (count + 1, 0),
             Ok(false) => assert_eq!(doubts, 1, "{key}: nobody else writes it"),
@@ -91,7 +105,8 @@ fn number(value: &[u8]) -> u64 {
 fn value_later(client: &Etcd, key: &str) -> u64 {
     let begin = Instant::now();
     while let Err(error) = client.get(&[key.to_owned()]) {
-        assert!(begin.elapsed() < Duration::from_secs(20), "{error}");
+        assert!(begin.elapsed() < Duration::from_secs(60), "{error}");
+        thread::sleep(REST);
     }
     value(client, key).map_or(0, |value| number(value.as_bytes()))
 }
@@ -105,7 +120,7 @@ fn a_member_that_is_killed_fails_no_call_leader_or_not() {
     let (one, other) = (cluster.client(), cluster.client());
     let leader = cluster.leader();
     for (name, member) in [("leader killed", leader), ("follower killed", (leader + 1) % 3)] {
-        let tally = under_load(name, &[&one, &other], || {
+        let tally = under_load(name, &[&one, &other], PATIENT, || {
             cluster.members[member].kill();
             thread::sleep(Duration::from_secs(3));
             assert!(cluster.members[member].start_again());
@@ -116,21 +131,26 @@ fn a_member_that_is_killed_fails_no_call_leader_or_not() {
 }
 
 #[test]
-fn a_leader_that_freezes_costs_each_caller_one_call_at_most() {
+fn a_leader_that_freezes_costs_each_caller_one_outage_at_most() {
     if !etcd_is_there() {
         return;
     }
     let cluster = EtcdCluster::start();
-    let (one, other) = (cluster.client(), cluster.client());
+    let (one, other) = (cluster.client_with(TIMEOUT), cluster.client_with(TIMEOUT));
     let leader = cluster.leader();
-    let tally = under_load("leader frozen", &[&one, &other], || {
+    let tally = under_load("leader frozen", &[&one, &other], TIMEOUT, || {
         cluster.members[leader].freeze();
+        let begin = Instant::now();
         thread::sleep(Duration::from_secs(6));
+        while !one.commit(&put("k", "v")).is_ok_and(|done| done) {
+            assert!(begin.elapsed() < Duration::from_secs(20), "the others do not go on without it");
+            thread::sleep(REST);
+        }
         cluster.members[leader].thaw();
         thread::sleep(Duration::from_secs(1));
     });
     // The others notice its silence after one to two seconds, and may need two elections: longer than that call has.
-    assert!(tally.unavailable + tally.unknown <= WRITERS as u64, "{tally:?}");
+    assert!(tally.outages <= WRITERS as u64, "{tally:?}");
 }
 
 /// As with a disk that takes a third of a second for each write.
@@ -142,7 +162,7 @@ fn a_leader_that_stumbles_slows_calls_and_fails_none() {
     let cluster = EtcdCluster::start();
     let client = cluster.client();
     let leader = &cluster.members[cluster.leader()];
-    let tally = under_load("leader slow", &[&client], || {
+    let tally = under_load("leader slow", &[&client], PATIENT, || {
         for _ in 0..12 {
             leader.freeze();
             thread::sleep(Duration::from_millis(300));
@@ -159,8 +179,8 @@ fn without_a_quorum_calls_fail_in_time_and_work_again_when_a_member_is_back() {
         return;
     }
     let mut cluster = EtcdCluster::start();
-    let client = cluster.client();
-    let tally = under_load("quorum lost", &[&client], || {
+    let client = cluster.client_with(TIMEOUT);
+    let tally = under_load("quorum lost", &[&client], TIMEOUT, || {
         cluster.members[..2].iter_mut().for_each(EtcdServer::kill);
         thread::sleep(Duration::from_secs(5));
         for key in ["a", "b"] {
@@ -172,9 +192,11 @@ fn without_a_quorum_calls_fail_in_time_and_work_again_when_a_member_is_back() {
         assert!(cluster.members[0].start_again());
     });
     assert!(tally.unavailable > 0, "{tally:?}");
-    let begin = Instant::now();
-    assert!(client.commit(&put("k", "v")).unwrap());
-    assert!(begin.elapsed() < Duration::from_secs(1), "{:?}", begin.elapsed());
+    // A member that is asked and is silent would cost a quarter of the time each time.
+    one_takes_less_than(Duration::from_secs(1), |_| {
+        let begin = Instant::now();
+        if client.commit(&put("k", "v")).is_ok_and(|done| done) { begin.elapsed() } else { Duration::MAX }
+    });
 }
 
 /// A member that is dead refuses at once and must not use up the attempts of a call that has time for those that are silent, as they
@@ -190,20 +212,20 @@ fn a_dead_member_does_not_shorten_the_patience_with_silent_ones() {
     let dead = (cluster.leader() + 1) % 3;
     let nets = [dead, (dead + 1) % 3, (dead + 2) % 3].map(|member| Proxy::start(cluster.members[member].client_address()));
     let endpoints = nets.iter().map(Proxy::endpoint).collect();
-    let client = Etcd::connect(EtcdConfig { endpoints, ..cluster.config() }).unwrap();
+    let client = Etcd::connect(EtcdConfig { endpoints, timeout: PATIENT, ..cluster.config() }).unwrap();
     assert!(client.get(&["k".to_owned()]).is_ok());
     cluster.members[dead].kill();
     nets[1..].iter().for_each(|net| net.set(Net::Silent));
     let begin = Instant::now();
     thread::scope(|scope| {
         let call = scope.spawn(|| client.commit(&claim("k", "v")));
-        // Each silent member has had its turn by then, and the dead one two.
-        thread::sleep(EtcdConfig::DEFAULT_TIMEOUT * 7 / 10);
+        // After two thirds of the time each silent member has had its turn, and the dead one two.
+        thread::sleep(PATIENT * 11 / 15);
         nets.iter().for_each(|net| net.set(Net::Whole));
         assert!(call.join().unwrap().unwrap(), "after {:?}", begin.elapsed());
     });
     println!("written after {:?}", begin.elapsed());
-    assert!(begin.elapsed() < BOUND);
+    assert!(begin.elapsed() < PATIENT + SLACK);
 }
 
 /// Silence costs attempts: those that are left have time enough for members that answer slowly.
@@ -216,12 +238,11 @@ fn a_silent_member_leaves_the_slow_ones_their_time() {
     cluster.client();
     let nets: Vec<Proxy> = cluster.members.iter().map(|member| Proxy::start(member.client_address())).collect();
     let endpoints = nets.iter().map(Proxy::endpoint).collect();
-    let timeout = EtcdConfig::DEFAULT_TIMEOUT * 2;
-    let client = Etcd::connect(EtcdConfig { endpoints, timeout, ..cluster.config() }).unwrap();
+    let client = Etcd::connect(EtcdConfig { endpoints, timeout: PATIENT, ..cluster.config() }).unwrap();
     assert!(client.get(&["k".to_owned()]).is_ok());
     nets[0].set(Net::Silent);
-    // Twice that, for the first answer on a connection: more than a fifth of what is left, and less than a third.
-    nets[1..].iter().for_each(|net| net.be_slow(Duration::from_secs(1)));
+    // Twice that, for the first answer on a connection: more than a fourth of what is left, and less than a third.
+    nets[1..].iter().for_each(|net| net.be_slow(PATIENT / 10));
     let begin = Instant::now();
     assert!(client.commit(&claim("k", "v")).unwrap());
     println!("written after {:?}", begin.elapsed());
@@ -235,21 +256,26 @@ fn a_net_that_is_cut_in_silence_costs_time_and_no_call_until_all_of_it_is_cut() 
     let cluster = EtcdCluster::start();
     let nets: Vec<Proxy> = cluster.members.iter().map(|member| Proxy::start(member.client_address())).collect();
     let endpoints = nets.iter().map(Proxy::endpoint).collect();
-    let client = Etcd::connect(EtcdConfig { endpoints, ..cluster.config() }).unwrap();
+    let client = Etcd::connect(EtcdConfig { endpoints, timeout: PATIENT, ..cluster.config() }).unwrap();
     cluster.members[0].wait_for(&client);
     for (cut, net) in nets.iter().enumerate() {
-        let tally = under_load(&format!("net {cut} cut"), &[&client], || {
+        let tally = under_load(&format!("net {cut} cut"), &[&client], PATIENT, || {
             net.set(Net::Silent);
-            thread::sleep(Duration::from_secs(2));
+            // Longer than one member is waited for.
+            thread::sleep(PATIENT * 2 / 5);
             net.set(Net::Whole);
         });
         assert_eq!((tally.unavailable, tally.unknown), (0, 0), "{tally:?}");
     }
-    let tally = under_load("all nets cut", &[&client], || {
+    let endpoints = nets.iter().map(Proxy::endpoint).collect();
+    let hasty = Etcd::connect(EtcdConfig { endpoints, timeout: TIMEOUT, ..cluster.config() }).unwrap();
+    cluster.members[0].wait_for(&hasty);
+    let tally = under_load("all nets cut", &[&hasty], TIMEOUT, || {
         nets.iter().for_each(|net| net.set(Net::Silent));
-        thread::sleep(EtcdConfig::DEFAULT_TIMEOUT + Duration::from_secs(1));
+        // A call without an end would take longer than is allowed.
+        thread::sleep(TIMEOUT + SLACK + Duration::from_secs(2));
         nets.iter().for_each(|net| net.set(Net::Whole));
     });
     assert!(tally.unavailable + tally.unknown > 0, "{tally:?}");
-    assert!(client.commit(&put("k", "v")).unwrap());
+    assert!(client.commit(&claim("k", "v")).unwrap());
 }

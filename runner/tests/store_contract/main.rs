@@ -25,4 +25,5 @@ mod server;
 mod space;
 mod throng;
 mod trail;
+mod tries;
 mod walk;

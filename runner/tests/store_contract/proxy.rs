@@ -35,6 +35,8 @@ struct State {
     /// Answers to questions with these words are lost, so many times more.
     losses: Mutex<(String, u64)>,
     lost: AtomicU64,
+    /// When an answer with these words comes, nothing passes any more.
+    last_words: Mutex<Option<String>>,
 }
 
 impl Proxy {
@@ -70,6 +72,15 @@ impl Proxy {
         *self.state.losses.lock().unwrap() = (words.to_owned(), times);
     }
 
+    /// Falls silent as soon as an answer comes that holds these words, and keeps it back.
+    pub fn be_silent_at(&self, words: &str) {
+        *self.state.last_words.lock().unwrap() = Some(words.to_owned());
+    }
+
+    pub fn is_silent(&self) -> bool {
+        self.state.is(Net::Silent)
+    }
+
     /// How many answers were lost so far.
     pub fn lost(&self) -> u64 {
         self.state.lost.load(Ordering::SeqCst)
@@ -103,7 +114,8 @@ impl State {
                 true
             })
         });
-        pump(from_server, client, |_| {
+        pump(from_server, client, |bytes| {
+            self.fall_silent_at(bytes);
             self.wait_while_silent();
             if self.is(Net::Slow) {
                 thread::sleep(Duration::from_millis(self.delay.load(Ordering::SeqCst)));
@@ -114,7 +126,7 @@ impl State {
 
     fn loses_answer(&self, question: &[u8]) -> bool {
         let mut losses = self.losses.lock().unwrap();
-        let found = losses.1 > 0 && question.windows(losses.0.len()).any(|window| window == losses.0.as_bytes());
+        let found = losses.1 > 0 && holds(question, &losses.0);
         if found {
             losses.1 -= 1;
             self.lost.fetch_add(1, Ordering::SeqCst);
@@ -122,11 +134,22 @@ impl State {
         found
     }
 
+    fn fall_silent_at(&self, answer: &[u8]) {
+        let mut words = self.last_words.lock().unwrap();
+        if words.take_if(|words| holds(answer, words)).is_some() {
+            self.net.store(Net::Silent as u8, Ordering::SeqCst);
+        }
+    }
+
     fn wait_while_silent(&self) {
         while self.is(Net::Silent) {
             thread::sleep(Duration::from_millis(5));
         }
     }
+}
+
+fn holds(bytes: &[u8], words: &str) -> bool {
+    bytes.windows(words.len()).any(|window| window == words.as_bytes())
 }
 
 /// Copies what passes until one side ends.

@@ -19,6 +19,12 @@ use crate::certificates;
 const CLIENT_PORT: u16 = 23790;
 const PEER_PORT: u16 = 23800;
 
+/// How long a call of a test's client has where its end is not the question: an attempt that may not be repeated has a fraction of it,
+/// and that must be longer than a busy machine stands still.
+pub const PATIENT: Duration = Duration::from_secs(15);
+/// For all that comes sooner or later, or never.
+const LATE: Duration = Duration::from_secs(60);
+
 /// Whether the programs are there that these tests need. Where they are not, it says so loudly, or fails where `REQUIRE_ETCD=1`.
 pub fn etcd_is_there() -> bool {
     let missing: Vec<&str> = ["etcd", "etcdctl", "openssl"].into_iter().filter(|program| !installed(program)).collect();
@@ -116,7 +122,7 @@ impl EtcdServer {
 
     fn listens(&mut self) -> bool {
         let begin = Instant::now();
-        while begin.elapsed() < Duration::from_secs(20) {
+        while begin.elapsed() < LATE {
             if self.child.as_mut().unwrap().try_wait().unwrap().is_some() {
                 return false;
             }
@@ -143,6 +149,8 @@ impl EtcdServer {
             ("listen-peer-urls", peer.clone()),
             ("initial-advertise-peer-urls", peer),
             ("initial-cluster", self.cluster.clone()),
+            // The disk need not be waited for: no server here loses power, and one that is killed leaves behind what it wrote.
+            ("unsafe-no-fsync", "true".to_owned()),
         ];
         match self.kind {
             Kind::ShortTokens => options.push(("auth-token-ttl", "1".to_owned())),
@@ -201,7 +209,7 @@ impl EtcdServer {
     }
 
     pub fn config(&self) -> EtcdConfig {
-        EtcdConfig { endpoints: vec![self.endpoint()], user: None, tls: None, timeout: EtcdConfig::DEFAULT_TIMEOUT }
+        EtcdConfig { endpoints: vec![self.endpoint()], user: None, tls: None, timeout: PATIENT }
     }
 
     /// The TLS of a client that the server trusts.
@@ -214,11 +222,11 @@ impl EtcdServer {
         (self.path(&format!("{name}.pem")), self.path(&format!("{name}.key")))
     }
 
-    /// Waits until the server answers this client, at most 20 seconds.
+    /// Waits until the server answers this client.
     pub fn wait_for(&self, client: &Etcd) {
         let begin = Instant::now();
         while let Err(error) = client.get(&["some".to_owned()]) {
-            assert!(begin.elapsed() < Duration::from_secs(20), "etcd does not answer: {error}\n{}", self.log());
+            assert!(begin.elapsed() < LATE, "etcd does not answer: {error}\n{}", self.log());
             thread::sleep(Duration::from_millis(50));
         }
     }
@@ -233,7 +241,13 @@ impl EtcdServer {
     /// Whether it leads its cluster, as it says itself; a dead or frozen one says nothing.
     fn leads(&self) -> bool {
         let mut command = Command::new("etcdctl");
-        command.env("ETCDCTL_API", "3").args(["--command-timeout=1s", "endpoint", "status", "--write-out=json"]);
+        command.env("ETCDCTL_API", "3").args([
+            "--dial-timeout=5s",
+            "--command-timeout=5s",
+            "endpoint",
+            "status",
+            "--write-out=json",
+        ]);
         let output = command.arg(format!("--endpoints={}", self.endpoint())).output().unwrap();
         let Ok(status) = serde_json::from_slice::<serde_json::Value>(&output.stdout) else { return false };
         let status = &status[0]["Status"];
@@ -244,6 +258,7 @@ impl EtcdServer {
     pub fn ctl(&self, user: Option<&str>, arguments: &[&str]) -> String {
         let mut command = Command::new("etcdctl");
         command.env("ETCDCTL_API", "3").arg(format!("--endpoints={}", self.endpoint()));
+        command.args(["--dial-timeout=20s", "--command-timeout=30s"]);
         command.args(user.map(|user| format!("--user={user}"))).args(arguments);
         let output = command.output().unwrap();
         assert!(output.status.success(), "etcdctl {arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
@@ -288,7 +303,12 @@ impl EtcdCluster {
 
     /// A program's connection to all members.
     pub fn client(&self) -> Etcd {
-        let client = Etcd::connect(self.config()).unwrap();
+        self.client_with(PATIENT)
+    }
+
+    /// One whose calls have so long.
+    pub fn client_with(&self, timeout: Duration) -> Etcd {
+        let client = Etcd::connect(EtcdConfig { timeout, ..self.config() }).unwrap();
         self.members[0].wait_for(&client);
         client
     }
@@ -300,7 +320,7 @@ impl EtcdCluster {
             if let Some(leader) = self.members.iter().position(EtcdServer::leads) {
                 return leader;
             }
-            assert!(begin.elapsed() < Duration::from_secs(20), "no member leads");
+            assert!(begin.elapsed() < LATE, "no member leads");
             thread::sleep(Duration::from_millis(50));
         }
     }

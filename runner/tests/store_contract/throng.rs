@@ -104,7 +104,7 @@ fn again<T>(call: impl Fn() -> bwvisu_runner::error::Result<T>) -> T {
     loop {
         match call() {
             Ok(done) => return done,
-            Err(error) => assert!(begin.elapsed() < Duration::from_secs(30), "{error}"),
+            Err(error) => assert!(begin.elapsed() < Duration::from_secs(60), "{error}"),
         }
     }
 }
@@ -140,31 +140,40 @@ fn throng(servers: usize, jobs: u64) {
     }
     let mut cluster = EtcdCluster::start();
     let stores: Vec<Store> = (0..servers).map(|_| Store::new(Box::new(cluster.client()))).collect();
-    let (next, over, figures) = (AtomicU64::new(0), AtomicBool::new(false), Figures::default());
+    let (next, figures) = (AtomicU64::new(0), Figures::default());
+    let (back, over) = (AtomicBool::new(false), AtomicBool::new(false));
+    let leader = cluster.leader();
     let begin = Instant::now();
     thread::scope(|scope| {
         let workers: Vec<_> = (0..THREADS * servers)
             .map(|thread| {
-                let (store, next, figures) = (&stores[thread % servers], &next, &figures);
+                let (store, next, figures, back) = (&stores[thread % servers], &next, &figures, &back);
                 scope.spawn(move || {
                     loop {
                         match next.fetch_add(1, Ordering::SeqCst) + 1 {
-                            job if job <= jobs => journey(store, job, figures),
+                            job if job <= jobs => {
+                                // The last quarter, when the member is back.
+                                while job > jobs * 3 / 4 && !back.load(Ordering::SeqCst) {
+                                    thread::sleep(Duration::from_millis(20));
+                                }
+                                journey(store, job, figures);
+                            }
                             _ => return,
                         }
                     }
                 })
             })
             .collect();
-        let leader = cluster.leader();
         let member = &mut cluster.members[leader];
-        let over = &over;
+        let (back, over) = (&back, &over);
         scope.spawn(move || {
             thread::sleep(Duration::from_millis(300));
             member.kill();
             thread::sleep(Duration::from_secs(1));
-            assert!(member.start_again());
-            assert!(!over.load(Ordering::SeqCst), "all was over before the member was back: nothing was proved");
+            let (listens, in_time) = (member.start_again(), !over.load(Ordering::SeqCst));
+            back.store(true, Ordering::SeqCst);
+            assert!(listens);
+            assert!(in_time, "all was over before the member was back: nothing was proved");
         });
         workers.into_iter().for_each(|worker| worker.join().unwrap());
         over.store(true, Ordering::SeqCst);
