@@ -45,7 +45,7 @@ pub struct Report {
     pub disagreements: Vec<Disagreement>,
     /// What could not be asked, and why: nothing is known about that.
     pub not_looked_at: Vec<String>,
-    /// How many jobs, grants, rules were compared.
+    /// How many jobs, grants, rules were compared. Of the finished jobs all are counted, and those compared that the scheduler still shows.
     pub compared: BTreeMap<&'static str, usize>,
 }
 
@@ -163,7 +163,7 @@ fn listings(cluster: &Cluster, not_looked_at: &mut Vec<String>) -> BTreeMap<Stri
     listings
 }
 
-/// All records. Each kind is read at one moment, but not all kinds at the same one: the second look sorts that out.
+/// All records. Each kind is read at one moment, finished jobs page by page, and not all kinds at the same one: the second look sorts that out.
 fn read(store: &Store, cluster: &Cluster, snapshot: &mut Snapshot) -> Result<()> {
     let name = &cluster.name;
     let mut known: BTreeSet<String> = store.known_gateways(name)?.into_iter().collect();

@@ -164,14 +164,15 @@ pub(super) fn examine(login: &Login, ssh: &SshOptions, questions: &str) -> Resul
     let node = Node::new(&login.user, &login.address, login.port, ssh.clone());
     let prelude = PRELUDE.replace("BUDGET", &BUDGET_SECONDS.to_string());
     let script = format!("{prelude}{questions}ask clock-end date +%s\necho {END}\n");
-    let before = now();
-    let run = || node.run("exec sh", script.as_bytes(), LIMIT);
-    let output = match run() {
+    let run = || {
+        let before = now();
+        node.run("exec sh", script.as_bytes(), LIMIT).map(|output| (output, (before, now())))
+    };
+    let (output, asked) = match run() {
         // A login that took too long once is no fault to be mended.
         Err(error) if contact(&error) == Contact::Unreachable => run()?,
         result => result?,
     };
-    let asked = (before, now());
     let all = parse(&output.stdout).ok_or_else(|| {
         Error::unknown(format!("{} let us in, but no POSIX shell answered", login.address)).with_detail(output.complaint())
     })?;

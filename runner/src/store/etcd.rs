@@ -32,6 +32,8 @@ const ROOT: &str = "/bwvisu-runner/";
 /// How many operations a nested transaction holds. etcd's default limit of 128 counts the longest list on each level, and its
 /// own levels below: 120 + 8.
 const NEST: usize = 8;
+/// How long it may take at least to find out whether a change of doubtful fate happened.
+const CLEAR_UP: Duration = Duration::from_secs(1);
 /// A key that is written to see how far the copy has come, where other programs' changes hide that.
 const PULSE: &str = "pulse";
 
@@ -84,7 +86,7 @@ impl Etcd {
 
     /// What the copy holds below `prefix` when it has come as far as etcd is now.
     fn scan_copy(&self, prefix: &str) -> Option<Vec<(String, Versioned)>> {
-        let mirror = self.mirror.as_ref().filter(|_| mirror::covers(prefix))?;
+        let mirror = self.mirror.as_ref().filter(|mirror| mirror::covers(prefix) && mirror.is_fresh())?;
         let deadline = self.deadline();
         let read = |client: etcd_client::Client| async move {
             let options = GetOptions::new().with_count_only();
@@ -123,6 +125,8 @@ impl Etcd {
     /// A change whose answer was lost was tried again and did not hold: because the first attempt had happened, or because somebody
     /// else was faster?
     fn clear_up(&self, change: &Change, deadline: Instant) -> Result<bool> {
+        // The repetition may have come back when the time was nearly over.
+        let deadline = deadline.max(Instant::now() + CLEAR_UP);
         let keys: Vec<String> = change.put.iter().map(|(key, _)| key.clone()).collect();
         let found = self.get_before(&keys, deadline).map_err(|error| Fault::lost(false, error).of_write())?;
         happened(change, &found).ok_or_else(|| {

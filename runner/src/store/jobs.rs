@@ -11,6 +11,10 @@ use std::cell::Cell;
 use std::collections::BTreeSet;
 use std::ops::Range;
 use std::sync::{Arc, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+/// How long it may take to read all finished jobs.
+const LONG: Duration = Duration::from_secs(60);
 
 /// The next job id, for all clusters together.
 #[derive(Serialize, Deserialize)]
@@ -295,11 +299,12 @@ impl Store {
     }
 
     /// How many finished jobs of a cluster are still kept, and those of them that are `wanted`. There may be hundreds of thousands, so they are
-    /// read in pages, each of a moment of its own.
+    /// read in pages, each of a moment of its own, for a minute at most.
     pub fn finished_jobs(&self, cluster: &str, wanted: impl Fn(&Job) -> bool) -> Result<(usize, Vec<Job>)> {
         let (prefix, mut after) = (keys::all_finished(cluster), String::new());
         let (mut count, mut jobs) = (0, Vec::new());
-        loop {
+        let begun = Instant::now();
+        while begun.elapsed() < LONG {
             let page = self.backend.page(&prefix, &after, PAGE)?;
             let Some((last, _)) = page.last() else { return Ok((count, jobs)) };
             for (key, found) in &page {
@@ -308,6 +313,7 @@ impl Store {
             count += page.len();
             after.clone_from(last);
         }
+        Err(Error::unavailable(format!("the finished jobs cannot be read within {LONG:?}; {count} were")))
     }
 
     /// Changes an unfinished job, however many others change it at the same time; `change` may be called repeatedly. Returns the job as it is

@@ -111,11 +111,11 @@ impl<'a> Play<'a> {
 
     /// Starts so many jobs as fast as it goes, and waits until they run.
     pub fn populate(&self, count: usize) {
-        let (begun, left) = (Instant::now(), AtomicUsize::new(count));
+        let (begun, next) = (Instant::now(), AtomicUsize::new(0));
         thread::scope(|scope| {
             for _ in 0..AT_ONCE {
                 scope.spawn(|| {
-                    while left.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| left.checked_sub(1)).is_ok() {
+                    while next.fetch_add(1, Ordering::Relaxed) < count {
                         self.world.submit();
                     }
                 });

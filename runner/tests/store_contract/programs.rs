@@ -16,6 +16,7 @@ use bwvisu_runner::watch::{Stop, repeat};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::json;
 
+use crate::caused::freeze;
 use crate::contract::{put, read, value};
 use crate::server::{EtcdServer, Kind, PATIENT, etcd_is_there};
 use crate::tries::one_takes_less_than;
@@ -40,6 +41,10 @@ impl Program {
 
     fn pid(&self) -> u32 {
         self.child.id()
+    }
+
+    fn freeze(&self) {
+        freeze(Pid::from_child(&self.child));
     }
 
     fn signal(&self, signal: Signal) {
@@ -125,7 +130,7 @@ fn runners_hand_their_watchers_over_when_one_is_ended_killed_or_frozen() {
     println!("hand-over after SIGKILL: {:?}", wait_for_leaders(&etcd, Some(killed.pid()), CRASH));
 
     let frozen = replaced("fifth");
-    frozen.signal(Signal::STOP);
+    frozen.freeze();
     println!("hand-over after SIGSTOP: {:?}", wait_for_leaders(&etcd, Some(frozen.pid()), CRASH));
     let successor = leader(&etcd, ROLES[0]);
     frozen.signal(Signal::CONT);
@@ -199,7 +204,7 @@ fn a_leader_that_is_frozen_between_read_and_write_writes_nothing_later() {
     assert_eq!(step(&old_steps), "wrote true");
     let (new, new_steps) = start_watcher(&server, Stdio::null());
     assert_eq!(step(&old_steps), "read");
-    old.signal(Signal::STOP);
+    old.freeze();
     go_on.write_all(b"\n").unwrap();
     let begin = Instant::now();
     assert_eq!([step(&new_steps), step(&new_steps)], ["read", "wrote true"]);

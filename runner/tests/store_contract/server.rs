@@ -13,6 +13,7 @@ use bwvisu_runner::store::etcd::{Etcd, EtcdConfig, EtcdTls};
 use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
 
+use crate::caused::freeze;
 use crate::certificates;
 
 // Below the ports that the system gives to connections.
@@ -178,7 +179,7 @@ impl EtcdServer {
 
     /// Freezes the server: it neither answers nor hangs up.
     pub fn freeze(&self) {
-        self.signal(Signal::STOP);
+        freeze(Pid::from_child(self.child.as_ref().unwrap()));
     }
 
     pub fn thaw(&self) {

@@ -4,8 +4,9 @@
 
 #![allow(dead_code, reason = "each of the tests that share this file uses some of it")]
 
+use rustix::process::{Pid, Signal, kill_process};
 use std::collections::BTreeSet;
-use std::fs::File;
+use std::fs::{self, File};
 use std::io::{BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStderr, Command, Stdio};
@@ -22,6 +23,18 @@ pub fn tracing_works() -> bool {
                   (while kill -0 $$ && ! grep -q 'TracerPid:.[1-9]' /proc/$pid/status; do sleep 0.05; done; kill $pid) &
                   exec strace -qq -o /dev/null -e trace=none -p $pid";
     *WORKS.get_or_init(|| works("strace cannot trace here (Debian: strace)", "sh", &["-c", script]))
+}
+
+/// Freezes a process, and comes back when none of its threads runs any more: that is some time after the signal was sent.
+pub fn freeze(pid: Pid) {
+    kill_process(pid, Signal::STOP).unwrap();
+    let stat = |task: fs::DirEntry| fs::read_to_string(task.path().join("stat")).unwrap_or_default();
+    let tasks = || fs::read_dir(format!("/proc/{pid}/task")).unwrap().flatten();
+    let begin = Instant::now();
+    while !tasks().all(|task| stat(task).contains(") T ")) {
+        assert!(begin.elapsed() < Duration::from_secs(20), "{pid} does not stop");
+        thread::sleep(Duration::from_millis(5));
+    }
 }
 
 /// Whether a process can have a small file system of its own here.

@@ -60,7 +60,8 @@ fn listeners(text: &str, range: PortRange) -> BTreeSet<(u16, u32)> {
         let loopback = address.len() == 8 && address.ends_with("7F")
             || address == "00000000000000000000000001000000"
             || address.starts_with("0000000000000000FFFF0000") && address.ends_with("7F");
-        Some((port, uid.trim().parse().ok()?)).filter(|_| !loopback)
+        let uid = uid.trim().parse().ok()?;
+        (!loopback).then_some((port, uid))
     };
     text.lines().filter_map(one).collect()
 }

@@ -142,8 +142,10 @@ struct Resolving(&'static AtomicUsize);
 
 impl Resolving {
     fn begin(under_way: &'static AtomicUsize) -> Option<Self> {
-        let add = |count| (count < RESOLVERS).then_some(count + 1);
-        under_way.fetch_update(Ordering::SeqCst, Ordering::SeqCst, add).ok().map(|_| Self(under_way))
+        let before = under_way.fetch_add(1, Ordering::SeqCst);
+        // Whoever is one too many counts until it is dropped, which is here.
+        let begun = Self(under_way);
+        (before < RESOLVERS).then_some(begun)
     }
 }
 

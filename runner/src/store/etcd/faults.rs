@@ -181,9 +181,13 @@ fn answered(status: &Status) -> Fault {
     };
     let passing = |fault: Fault| Fault { passing: true, ..fault };
     match status.code() {
-        // Whatever its code is: both come as unknown, or as something else.
+        // Whatever the code is: it differs between etcd's versions.
         _ if says("too many requests") => passing(fault(true, true, Error::unavailable("etcd has too much to do"))),
         _ if says("raft proposal dropped") => passing(fault(true, true, Error::unavailable("etcd's leader resigned"))),
+        _ if says("not capable") => passing(fault(true, true, Error::unavailable("etcd is not ready yet"))),
+        _ if says("for learner") => {
+            fault(true, true, Error::unavailable("a member of etcd has no vote yet: leave learners out of etcd-servers"))
+        }
         Code::OutOfRange if says("message length too large") => fault(false, false, Error::internal(TOO_LARGE)),
         Code::OutOfRange if says("has been compacted") => fault(true, false, Error::unavailable(COMPACTED)),
         Code::InvalidArgument if says("revision of auth store is old") => {
@@ -202,10 +206,6 @@ fn answered(status: &Status) -> Fault {
         Code::Unavailable if says("no leader") => {
             passing(fault(true, true, Error::unavailable("etcd has no leader: too few of its members live")))
         }
-        Code::Unavailable if says("for learner") => {
-            fault(true, true, Error::unavailable("a member of etcd has no vote yet: leave learners out of etcd-servers"))
-        }
-        Code::Unavailable if says("not capable") => passing(fault(true, true, Error::unavailable("etcd is not ready yet"))),
         // Others of its words: that its leader changed, that it stops. What was asked of it may have been done.
         Code::Unavailable if from_server => passing(fault(false, true, Error::unavailable(BROKE_OFF))),
         _ => fault(false, true, Error::unavailable(BROKE_OFF)),
@@ -253,7 +253,9 @@ mod tests {
             (Code::InvalidArgument, "etcdserver: revision of auth store is old", true, true, "users"),
             (Code::Unavailable, "etcdserver: no leader", true, true, "no leader"),
             (Code::Unavailable, "etcdserver: rpc not supported for learner", true, true, "learners"),
+            (Code::FailedPrecondition, "etcdserver: rpc not supported for learner", true, true, "learners"),
             (Code::Unavailable, "etcdserver: not capable", true, true, "not ready"),
+            (Code::FailedPrecondition, "etcdserver: not capable", true, true, "not ready"),
             (Code::Unknown, "etcdserver: too many requests", true, true, "too much"),
             (Code::Unknown, "raft proposal dropped", true, true, "resigned"),
             (Code::Unavailable, "etcdserver: leader changed", false, true, "broke off"),

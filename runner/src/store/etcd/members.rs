@@ -104,9 +104,12 @@ impl Members {
             }
             // One attempt more than there are members: a connection that broke while it was idle is noticed by its next user.
             if !may_repeat || left == 0 || now >= deadline {
-                if may_repeat && (left == 0 || begun.elapsed() >= ELECTION) {
+                // Of a call that had little time, or may not be repeated, nothing follows for others.
+                if may_repeat && (!passing || begun.elapsed() >= ELECTION.min(self.config.timeout * 4 / 5)) {
                     self.note_down(&fault);
                 }
+                // Where one address stands for several members, a fresh connection may lead to another one.
+                forget(member);
                 return Err(fault);
             }
             left -= 1;
@@ -138,10 +141,7 @@ impl Members {
             Err(_) => Err(Fault::timeout(false)),
         };
         if outcome.as_ref().is_err_and(|fault| fault.elsewhere && !fault.passing) {
-            // The next one begins with a fresh connection and a fresh login. If it is locked, somebody makes one already.
-            if let Ok(mut slot) = member.client.try_lock() {
-                *slot = None;
-            }
+            forget(member);
         }
         outcome.map_err(|fault| self.locate(fault, member))
     }
@@ -180,6 +180,13 @@ impl Members {
         if self.down.load(Ordering::Relaxed) && self.down.swap(false, Ordering::Relaxed) {
             log::info!("etcd answers again: {}", member.endpoint);
         }
+    }
+}
+
+/// The next one begins with a fresh connection and a fresh login. If it is locked, somebody makes one already.
+fn forget(member: &Member) {
+    if let Ok(mut slot) = member.client.try_lock() {
+        *slot = None;
     }
 }
 

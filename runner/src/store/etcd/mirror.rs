@@ -103,6 +103,11 @@ impl Mirror {
         Some(below.map(|(key, found)| (key.clone(), found.clone())).collect())
     }
 
+    /// Whether the watch said something a moment ago.
+    pub(super) fn is_fresh(&self) -> bool {
+        self.lock().is_fresh()
+    }
+
     /// The copy, as soon as it is good enough; nothing when that takes long.
     fn ready(&self, revision: i64) -> Option<MutexGuard<'_, State>> {
         let state = self.lock();

@@ -4,10 +4,11 @@
 mod load;
 mod manager;
 
+use crate::caused::freeze;
 use crate::world::{Bench, free_port, until};
 use load::{Client, Load};
 use manager::{Manager, serve_with};
-use std::fs;
+use rustix::process::Pid;
 use std::net::TcpListener;
 use std::os::fd::OwnedFd;
 use std::thread;
@@ -48,11 +49,7 @@ fn a_program_that_is_frozen_feeds_no_watchdog() {
     bench.environment.push(("WATCHDOG_USEC".into(), "300000".into()));
     let served = bench.serve();
     manager.hears("WATCHDOG=1", 2);
-    served.signal("-STOP");
-    let stat = |task: fs::DirEntry| fs::read_to_string(task.path().join("stat")).unwrap_or_default();
-    let frozen =
-        || fs::read_dir(format!("/proc/{}/task", served.pid())).unwrap().flatten().all(|task| stat(task).contains(") T "));
-    until("it is frozen", || frozen().then_some(()), || served.log());
+    freeze(Pid::from_raw(served.pid() as i32).unwrap());
     // What it said before is still to be read.
     thread::sleep(Duration::from_secs(1));
     let before = manager.words().len();
