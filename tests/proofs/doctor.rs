@@ -123,10 +123,10 @@ fn each_fault_of_sudo_and_of_a_first_contact_is_found_and_its_advice_mends_it() 
     drop(keys);
     let dead = [bed.fault("unplug", "cmd0", None), bed.fault("unplug", "gw0", None)];
     let lines = [closed("cmd0", 0, "is up"), closed("gw0", 0, "is up")];
-    // Six seconds for each, one after the other: gateways are asked when command nodes have answered. One more at each would show.
+    // Four seconds, twice, at each, one after the other: gateways are asked when command nodes have answered. Once more at each would show.
     // A slow machine has three tries.
-    let quick = (0..3).any(|_| ward.finds("two dead nodes", &all_of(&lines)) < Duration::from_secs(30));
-    assert!(quick, "a dead node costs its timeout once");
+    let quick = (0..3).any(|_| ward.finds("two dead nodes", &all_of(&lines)) < Duration::from_secs(22));
+    assert!(quick, "a dead node costs its timeout twice");
     drop(dead);
     until("the nodes to be back", 30, || ward.run("").status.success(), |well| *well);
 }

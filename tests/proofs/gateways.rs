@@ -32,13 +32,12 @@ fn giving_up(cycle: f64, after: f64) -> Setup<'static> {
 
 /// How often the watcher of the gateways has done something: a whole cycle, or a look at jobs that are starting, one of them every half
 /// second. On a slow machine it comes round less often.
-fn steps(runner: &Runner) -> u64 {
+pub fn steps(runner: &Runner) -> u64 {
     runner.api.count("bwvisu_watch_cycle_seconds_count{role=\"keyhole-watch-default\"}")
 }
 
-/// Looks until it is done; how many steps the watcher made meanwhile. They are counted before looks in vain, so that how long a look takes
-/// does not count.
-fn steps_until<T: Debug>(runner: &Runner, what: &str, mut look: impl FnMut() -> T, done: impl Fn(&T) -> bool) -> u64 {
+/// Looks until it is done; how many steps the watcher had made before the last look that found it not done.
+pub fn steps_until<T: Debug>(runner: &Runner, what: &str, mut look: impl FnMut() -> T, done: impl Fn(&T) -> bool) -> u64 {
     let begun = steps(runner);
     let (mut in_vain, mut now) = (begun, begun);
     let look = || {

@@ -255,7 +255,9 @@ fn a_submission_that_sbatch_refuses_with_255_disturbs_no_other() {
         let before = broken();
         let answers = submit_at_once(&runner, timed.0, &variables);
         println!("answers {answers:?}, connections that broke: {}", broken() - before);
-        answers == expected && broken() == before
+        let none_broke = broken() == before;
+        assert!(!none_broke || answers == expected, "{answers:?}");
+        none_broke
     });
     assert!(undisturbed, "no connection broke, and all others went on");
 }
