@@ -1,6 +1,7 @@
 //! Answers that are lost: the change happened, and its writer does not know. What the store finds out by itself, what it calls
 //! unknown, and what the verbs make of it when they are called again.
 
+use std::thread;
 use std::time::{Duration, Instant};
 
 use bwvisu_runner::domain::job::Job;
@@ -12,6 +13,7 @@ use crate::contract::{claim, put, read, value};
 use crate::proxy::{Net, Proxy};
 use crate::server::{EtcdServer, Kind, etcd_is_there};
 use crate::throng::{grant, ports};
+use crate::tries::REST;
 
 /// Where all answers are lost.
 const SHORT: Duration = Duration::from_secs(2);
@@ -70,6 +72,7 @@ fn a_change_whose_answers_are_all_lost_is_unknown_in_time_and_happens_once() {
         let begin = Instant::now();
         while value(&direct, key).as_deref() != Some(MARK) {
             assert!(begin.elapsed() < Duration::from_secs(20), "it happened all the same");
+            thread::sleep(REST);
         }
     }
     // Each happened once: the versions are the numbers of the only two changes since.

@@ -19,6 +19,7 @@ use rustix::process::{Resource, Rlimit, Signal, getrlimit, setrlimit};
 
 use crate::caused::quick_folder;
 use crate::contract::{check_all, put, read, value};
+use crate::tries::SetAtEnd;
 
 /// Names the store's file to a test that is run again as a child, and so tells it that it is one.
 const CHILD: &str = "STORE_TEST_CHILD";
@@ -122,6 +123,7 @@ fn reads_go_on_while_others_write() {
     assert!(store.commit(&pair(0)).unwrap());
     let (ended, reads) = (AtomicBool::new(false), [const { AtomicU32::new(0) }; 2]);
     thread::scope(|scope| {
+        let _readers_end = SetAtEnd(&ended);
         for reads in &reads {
             scope.spawn(|| {
                 while !ended.load(Ordering::Relaxed) {
@@ -138,7 +140,6 @@ fn reads_go_on_while_others_write() {
             written += 1;
             assert!(store.commit(&pair(written)).unwrap());
         }
-        ended.store(true, Ordering::Relaxed);
         assert!(!behind(written), "readers do not wait for the disk: {reads:?}, {written} writes");
     });
 }

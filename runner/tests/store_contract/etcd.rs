@@ -9,7 +9,7 @@ use bwvisu_runner::store::etcd::{Etcd, EtcdConfig};
 
 use crate::contract::{check_all, claim, put, read, value};
 use crate::server::{EtcdServer, Kind, etcd_is_there};
-use crate::tries::one_takes_less_than;
+use crate::tries::{REST, one_takes_less_than};
 
 const SHORT: Duration = Duration::from_secs(2);
 /// Calls to a silent server end after two seconds here, those to a dead one at once; the rest is for a busy machine.
@@ -114,6 +114,7 @@ fn a_frozen_server_is_unavailable_in_time_and_goes_on_when_thawed() {
     let begin = Instant::now();
     while !client.commit(&put("k", "v")).is_ok_and(|done| done) {
         assert!(begin.elapsed() < Duration::from_secs(20), "it does not go on");
+        thread::sleep(REST);
     }
 }
 

@@ -13,15 +13,13 @@ use bwvisu_runner::store::{Backend, Change};
 use crate::contract::{claim, put, value};
 use crate::proxy::{Net, Proxy};
 use crate::server::{EtcdCluster, EtcdServer, PATIENT, etcd_is_there};
-use crate::tries::one_takes_less_than;
+use crate::tries::{REST, SetAtEnd, one_takes_less_than};
 
 /// What a call has unless an operator says otherwise.
 const TIMEOUT: Duration = EtcdConfig::DEFAULT_TIMEOUT;
 /// How much longer a call may take than it has, on a busy machine.
 const SLACK: Duration = Duration::from_secs(5);
 const WRITERS: usize = 6;
-/// After a call that failed.
-const REST: Duration = Duration::from_millis(50);
 
 /// What all calls came to.
 #[derive(Debug, Default)]
@@ -35,6 +33,10 @@ struct Tally {
 }
 
 impl Tally {
+    fn failed(&self) -> u64 {
+        self.unavailable + self.unknown
+    }
+
     fn note(&mut self, took: Duration, kind: Option<ErrorKind>, out: &mut bool) {
         self.longest = self.longest.max(took);
         let was_out = std::mem::replace(out, kind.is_some());
@@ -53,18 +55,24 @@ impl Tally {
 fn under_load(name: &str, clients: &[&Etcd], timeout: Duration, fault: impl FnOnce()) -> Tally {
     let (over, tally) = (AtomicBool::new(false), Mutex::new(Tally::default()));
     thread::scope(|scope| {
+        let _writers_end = SetAtEnd(&over);
         for writer in 0..WRITERS {
             let (client, over, tally) = (clients[writer % clients.len()], &over, &tally);
             scope.spawn(move || count_up(client, &format!("{name}/{writer}"), over, tally));
         }
         thread::sleep(Duration::from_millis(500));
         fault();
-        over.store(true, Ordering::SeqCst);
     });
     let tally = tally.into_inner().unwrap();
     println!("{name}: {tally:?}");
     assert!(tally.longest < timeout + SLACK, "{tally:?}");
     tally
+}
+
+/// Plays up to three rounds, until no more calls failed than this. Where calls have the default time, a machine that stands still may
+/// fail some, but not in each round.
+fn one_of_three_fails_at_most(most: u64, mut round: impl FnMut(usize) -> Tally) {
+    assert!((1..=3).any(|number| round(number).failed() <= most), "in each of three rounds more than {most} calls failed");
 }
 
 fn count_up(client: &Etcd, key: &str, over: &AtomicBool, tally: &Mutex<Tally>) {
@@ -74,7 +82,6 @@ fn count_up(client: &Etcd, key: &str, over: &AtomicBool, tally: &Mutex<Tally>) {
         let outcome = client.get(&[key.to_owned()]);
         tally.lock().unwrap().note(begin.elapsed(), outcome.as_ref().err().map(|error| error.kind), &mut out);
         let Ok(mut found) = outcome else {
-            // Members that elect need the processors, too.
             thread::sleep(REST);
             continue;
         };
@@ -117,16 +124,20 @@ fn a_member_that_is_killed_fails_no_call_leader_or_not() {
         return;
     }
     let mut cluster = EtcdCluster::start();
-    let (one, other) = (cluster.client(), cluster.client());
-    let leader = cluster.leader();
-    for (name, member) in [("leader killed", leader), ("follower killed", (leader + 1) % 3)] {
-        let tally = under_load(name, &[&one, &other], PATIENT, || {
-            cluster.members[member].kill();
-            thread::sleep(Duration::from_secs(3));
-            assert!(cluster.members[member].start_again());
-            thread::sleep(Duration::from_millis(500));
-        });
-        assert_eq!((tally.unavailable, tally.unknown), (0, 0), "{name}: {tally:?}");
+    let [patient, hasty] = [PATIENT, TIMEOUT].map(|timeout| [cluster.client_with(timeout), cluster.client_with(timeout)]);
+    for (name, from_leader) in [("leader killed", 0), ("follower killed", 1)] {
+        let mut round = |name: &str, [one, other]: &[Etcd; 2], timeout| {
+            let member = (cluster.leader() + from_leader) % 3;
+            under_load(name, &[one, other], timeout, || {
+                cluster.members[member].kill();
+                thread::sleep(Duration::from_secs(3));
+                assert!(cluster.members[member].start_again());
+                thread::sleep(Duration::from_millis(500));
+            })
+        };
+        let tally = round(name, &patient, PATIENT);
+        assert_eq!(tally.failed(), 0, "{name}: {tally:?}");
+        one_of_three_fails_at_most(0, |number| round(&format!("{name}, {number}"), &hasty, TIMEOUT));
     }
 }
 
@@ -137,20 +148,23 @@ fn a_leader_that_freezes_costs_each_caller_one_outage_at_most() {
     }
     let cluster = EtcdCluster::start();
     let (one, other) = (cluster.client_with(TIMEOUT), cluster.client_with(TIMEOUT));
-    let leader = cluster.leader();
-    let tally = under_load("leader frozen", &[&one, &other], TIMEOUT, || {
-        cluster.members[leader].freeze();
-        let begin = Instant::now();
-        thread::sleep(Duration::from_secs(6));
-        while !one.commit(&put("k", "v")).is_ok_and(|done| done) {
-            assert!(begin.elapsed() < Duration::from_secs(20), "the others do not go on without it");
-            thread::sleep(REST);
-        }
-        cluster.members[leader].thaw();
-        thread::sleep(Duration::from_secs(1));
-    });
     // The others notice its silence after one to two seconds, and may need two elections: longer than that call has.
-    assert!(tally.outages <= WRITERS as u64, "{tally:?}");
+    one_of_three_fails_at_most(WRITERS as u64, |number| {
+        let leader = &cluster.members[cluster.leader()];
+        let tally = under_load(&format!("leader frozen, {number}"), &[&one, &other], TIMEOUT, || {
+            leader.freeze();
+            let begin = Instant::now();
+            thread::sleep(Duration::from_secs(6));
+            while !one.commit(&put("k", "v")).is_ok_and(|done| done) {
+                assert!(begin.elapsed() < Duration::from_secs(20), "the others do not go on without it");
+                thread::sleep(REST);
+            }
+            leader.thaw();
+            thread::sleep(Duration::from_secs(1));
+        });
+        assert!(tally.outages <= WRITERS as u64, "{tally:?}");
+        tally
+    });
 }
 
 /// As with a disk that takes a third of a second for each write.
@@ -160,17 +174,20 @@ fn a_leader_that_stumbles_slows_calls_and_fails_none() {
         return;
     }
     let cluster = EtcdCluster::start();
-    let client = cluster.client();
-    let leader = &cluster.members[cluster.leader()];
-    let tally = under_load("leader slow", &[&client], PATIENT, || {
-        for _ in 0..12 {
-            leader.freeze();
-            thread::sleep(Duration::from_millis(300));
-            leader.thaw();
-            thread::sleep(Duration::from_millis(50));
-        }
-    });
-    assert_eq!((tally.unavailable, tally.unknown), (0, 0), "{tally:?}");
+    let round = |name: &str, timeout| {
+        let (client, leader) = (cluster.client_with(timeout), &cluster.members[cluster.leader()]);
+        under_load(name, &[&client], timeout, || {
+            for _ in 0..12 {
+                leader.freeze();
+                thread::sleep(Duration::from_millis(300));
+                leader.thaw();
+                thread::sleep(Duration::from_millis(50));
+            }
+        })
+    };
+    let tally = round("leader slow", PATIENT);
+    assert_eq!(tally.failed(), 0, "{tally:?}");
+    one_of_three_fails_at_most(0, |number| round(&format!("leader slow, {number}"), TIMEOUT));
 }
 
 #[test]
@@ -192,10 +209,11 @@ fn without_a_quorum_calls_fail_in_time_and_work_again_when_a_member_is_back() {
         assert!(cluster.members[0].start_again());
     });
     assert!(tally.unavailable > 0, "{tally:?}");
-    // A member that is asked and is silent would cost a quarter of the time each time.
-    one_takes_less_than(Duration::from_secs(1), |_| {
+    // The one that is still dead refuses at once. What the outage left behind must not slow the calls after it, nor fail them.
+    one_takes_less_than(Duration::from_secs(1), |number| {
         let begin = Instant::now();
-        if client.commit(&put("k", "v")).is_ok_and(|done| done) { begin.elapsed() } else { Duration::MAX }
+        assert!(client.commit(&claim(&format!("k/{number}"), "v")).unwrap());
+        begin.elapsed()
     });
 }
 
@@ -256,26 +274,28 @@ fn a_net_that_is_cut_in_silence_costs_time_and_no_call_until_all_of_it_is_cut() 
     let cluster = EtcdCluster::start();
     let nets: Vec<Proxy> = cluster.members.iter().map(|member| Proxy::start(member.client_address())).collect();
     let endpoints = nets.iter().map(Proxy::endpoint).collect();
-    let client = Etcd::connect(EtcdConfig { endpoints, timeout: PATIENT, ..cluster.config() }).unwrap();
-    cluster.members[0].wait_for(&client);
+    let config = EtcdConfig { endpoints, ..cluster.config() };
+    let [client, hasty] = [PATIENT, TIMEOUT].map(|timeout| Etcd::connect(EtcdConfig { timeout, ..config.clone() }).unwrap());
+    [&client, &hasty].iter().for_each(|client| cluster.members[0].wait_for(client));
     for (cut, net) in nets.iter().enumerate() {
-        let tally = under_load(&format!("net {cut} cut"), &[&client], PATIENT, || {
-            net.set(Net::Silent);
-            // Longer than one member is waited for.
-            thread::sleep(PATIENT * 2 / 5);
-            net.set(Net::Whole);
-        });
-        assert_eq!((tally.unavailable, tally.unknown), (0, 0), "{tally:?}");
+        let round = |name: &str, client, timeout| {
+            under_load(name, &[client], timeout, || {
+                net.set(Net::Silent);
+                // Longer than one member is waited for.
+                thread::sleep(timeout * 2 / 5);
+                net.set(Net::Whole);
+            })
+        };
+        let tally = round(&format!("net {cut} cut"), &client, PATIENT);
+        assert_eq!(tally.failed(), 0, "{tally:?}");
+        one_of_three_fails_at_most(0, |number| round(&format!("net {cut} cut, {number}"), &hasty, TIMEOUT));
     }
-    let endpoints = nets.iter().map(Proxy::endpoint).collect();
-    let hasty = Etcd::connect(EtcdConfig { endpoints, timeout: TIMEOUT, ..cluster.config() }).unwrap();
-    cluster.members[0].wait_for(&hasty);
     let tally = under_load("all nets cut", &[&hasty], TIMEOUT, || {
         nets.iter().for_each(|net| net.set(Net::Silent));
         // A call without an end would take longer than is allowed.
         thread::sleep(TIMEOUT + SLACK + Duration::from_secs(2));
         nets.iter().for_each(|net| net.set(Net::Whole));
     });
-    assert!(tally.unavailable + tally.unknown > 0, "{tally:?}");
+    assert!(tally.failed() > 0, "{tally:?}");
     assert!(client.commit(&claim("k", "v")).unwrap());
 }

@@ -12,6 +12,7 @@ use bwvisu_runner::error::ErrorKind;
 use bwvisu_runner::store::Store;
 
 use crate::server::{EtcdCluster, etcd_is_there};
+use crate::tries::{REST, SetAtEnd};
 
 const THREADS: usize = 32;
 const GATEWAYS: [&str; 2] = ["10.0.0.1", "10.0.0.2"];
@@ -62,6 +63,20 @@ struct Figures {
     longest: Mutex<Duration>,
 }
 
+impl Figures {
+    fn granted(&self) -> u64 {
+        self.granted.load(Ordering::SeqCst)
+    }
+}
+
+fn wait(what: &str, done: impl Fn() -> bool) {
+    let begin = Instant::now();
+    while !done() {
+        assert!(begin.elapsed() < Duration::from_secs(120), "{what}");
+        thread::sleep(Duration::from_millis(5));
+    }
+}
+
 /// A job's way to its ports, as a client goes it: again after an error, other ports after a refusal; every third job gives them back.
 fn journey(store: &Store, job: u64, figures: &Figures) {
     for attempt in 0..100 {
@@ -106,6 +121,7 @@ fn again<T>(call: impl Fn() -> bwvisu_runner::error::Result<T>) -> T {
             Ok(done) => return done,
             Err(error) => assert!(begin.elapsed() < Duration::from_secs(60), "{error}"),
         }
+        thread::sleep(REST);
     }
 }
 
@@ -141,19 +157,21 @@ fn throng(servers: usize, jobs: u64) {
     let mut cluster = EtcdCluster::start();
     let stores: Vec<Store> = (0..servers).map(|_| Store::new(Box::new(cluster.client()))).collect();
     let (next, figures) = (AtomicU64::new(0), Figures::default());
-    let (back, over) = (AtomicBool::new(false), AtomicBool::new(false));
+    let (dead, back) = (AtomicBool::new(false), AtomicBool::new(false));
     let leader = cluster.leader();
     let begin = Instant::now();
     thread::scope(|scope| {
         let workers: Vec<_> = (0..THREADS * servers)
             .map(|thread| {
-                let (store, next, figures, back) = (&stores[thread % servers], &next, &figures, &back);
+                let (store, next, figures) = (&stores[thread % servers], &next, &figures);
+                let (dead, back) = (&dead, &back);
                 scope.spawn(move || {
                     loop {
                         match next.fetch_add(1, Ordering::SeqCst) + 1 {
                             job if job <= jobs => {
-                                // The last quarter, when the member is back.
-                                while job > jobs * 3 / 4 && !back.load(Ordering::SeqCst) {
+                                // Half of them when the member is dead, and the last quarter when it is back.
+                                let waits = |from, flag: &AtomicBool| job > from && !flag.load(Ordering::SeqCst);
+                                while waits(jobs / 4, dead) || waits(jobs * 3 / 4, back) {
                                     thread::sleep(Duration::from_millis(20));
                                 }
                                 journey(store, job, figures);
@@ -165,18 +183,19 @@ fn throng(servers: usize, jobs: u64) {
             })
             .collect();
         let member = &mut cluster.members[leader];
-        let (back, over) = (&back, &over);
+        let (figures, dead, back) = (&figures, &dead, &back);
+        let workers_at_work = (THREADS * servers) as u64;
         scope.spawn(move || {
-            thread::sleep(Duration::from_millis(300));
+            let _ends = [dead, back].map(SetAtEnd);
+            wait("the first jobs", || figures.granted() >= jobs / 8);
             member.kill();
-            thread::sleep(Duration::from_secs(1));
-            let (listens, in_time) = (member.start_again(), !over.load(Ordering::SeqCst));
-            back.store(true, Ordering::SeqCst);
-            assert!(listens);
-            assert!(in_time, "all was over before the member was back: nothing was proved");
+            let before = figures.granted();
+            dead.store(true, Ordering::SeqCst);
+            // More than were under way: some of them began while it was dead.
+            wait("work without the leader", || figures.granted() > before + workers_at_work);
+            assert!(member.start_again());
         });
         workers.into_iter().for_each(|worker| worker.join().unwrap());
-        over.store(true, Ordering::SeqCst);
     });
     let time = begin.elapsed();
     let left = check(&stores[0]);
