@@ -1,4 +1,5 @@
-//! One batch at a time, everybody gets their own result, and nobody waits for ever.
+//! One batch at a time, everybody gets their own result, and nobody waits for ever. Who is held is let go by the drop of a sender, which a
+//! failed assertion drops too.
 
 use super::*;
 use crate::error::ErrorKind;
@@ -15,6 +16,20 @@ fn doubled(items: &[u64]) -> Result<Vec<u64>> {
     Ok(items.iter().map(|item| item * 2).collect())
 }
 
+type Act = Box<dyn FnOnce(&[u64]) -> Result<Vec<u64>> + Send>;
+
+/// A batch that says how many are in it when it has begun, which is when nobody can join it any more, and then is held until the sender is
+/// dropped.
+fn held() -> (Act, Receiver<usize>, Sender<()>) {
+    let ((begun, told), (release, gate)) = (channel(), channel());
+    let act = move |items: &[u64]| {
+        let _ = begun.send(items.len());
+        let _ = gate.recv();
+        doubled(items)
+    };
+    (Box::new(act), told, release)
+}
+
 /// Waits until so many wait, while `first` leads.
 fn until_waiting(together: &Together<u64, u64>, count: usize) {
     let begun = Instant::now();
@@ -28,13 +43,13 @@ fn until_waiting(together: &Together<u64, u64>, count: usize) {
 fn crowd(most: usize, others: usize, first: impl FnOnce(&[u64]) -> Result<Vec<u64>> + Send) -> (Vec<Result<u64>>, usize) {
     let together = Together::of_at_most(most);
     let batches = AtomicUsize::new(0);
-    let (begun, go) = (AtomicBool::new(false), channel());
+    let (begun, go) = (AtomicBool::new(false), channel::<()>());
     let results = thread::scope(|scope| {
         let leader = scope.spawn(|| {
             let (begun, wait) = (&begun, go.1);
             let act = move |items: &[u64]| {
                 begun.store(true, Ordering::SeqCst);
-                wait.recv().unwrap();
+                let _ = wait.recv();
                 first(items)
             };
             catch_unwind(AssertUnwindSafe(|| together.call(0, soon(), act)))
@@ -53,7 +68,7 @@ fn crowd(most: usize, others: usize, first: impl FnOnce(&[u64]) -> Result<Vec<u6
         };
         let asked: Vec<_> = (1..=others as u64).map(ask).collect();
         until_waiting(&together, others);
-        go.0.send(()).unwrap();
+        drop(go.0);
         let _ = leader.join().unwrap();
         asked.into_iter().map(|thread| thread.join().unwrap()).collect()
     });
@@ -90,19 +105,15 @@ fn an_error_reaches_everybody_of_the_batch_and_so_do_a_panic_and_a_wrong_number_
     ];
     for (act, kind) in cases {
         let together: Together<u64, u64> = Together::of_at_most(9);
-        let (release, gate) = channel();
+        let (hold, begun, release) = held();
         let kinds: Vec<ErrorKind> = thread::scope(|scope| {
             let together = &together;
-            scope.spawn(move || {
-                together.call(0, soon(), |items| gate.recv().map_or_else(|_| doubled(items), |()| doubled(items)))
-            });
-            while together.lock().under_way == 0 {
-                thread::yield_now();
-            }
+            scope.spawn(move || together.call(0, soon(), hold));
+            assert_eq!(begun.recv().unwrap(), 1);
             let ask = || scope.spawn(move || catch_unwind(AssertUnwindSafe(|| together.call(1, soon(), |_| act()))));
             let asked = [ask(), ask(), ask()];
             until_waiting(together, 3);
-            release.send(()).unwrap();
+            drop(release);
             // A leader that panics hears its own panic.
             asked.into_iter().filter_map(|one| one.join().unwrap().ok()).map(|result| result.unwrap_err().kind).collect()
         });
@@ -114,44 +125,28 @@ fn an_error_reaches_everybody_of_the_batch_and_so_do_a_panic_and_a_wrong_number_
 #[test]
 fn who_waits_too_long_goes_and_knows_whether_it_was_begun() {
     let together: Together<u64, u64> = Together::of_at_most(9);
-    let (release, gate) = channel();
+    let (hold, begun, release) = held();
     let short = || Instant::now() + Duration::from_millis(50);
     thread::scope(|scope| {
-        let leader = scope.spawn(|| {
-            let act = move |items: &[u64]| {
-                gate.recv().unwrap();
-                doubled(items)
-            };
-            together.call(3, soon(), act)
-        });
-        while together.lock().under_way == 0 {
-            thread::yield_now();
-        }
+        let leader = scope.spawn(|| together.call(3, soon(), hold));
+        assert_eq!(begun.recv().unwrap(), 1);
         assert_eq!(together.call(1, short(), doubled).unwrap_err().kind, ErrorKind::Unavailable, "nobody has begun with it");
         assert!(together.lock().waiting.is_empty());
-        release.send(()).unwrap();
+        drop(release);
         assert_eq!(leader.join().unwrap().unwrap(), 6);
     });
-    let (begun, (release, gate)) = (channel(), channel::<()>());
     thread::scope(|scope| {
-        let (together, begun) = (&together, begun);
-        let slow = move |items: &[u64]| {
-            begun.0.send(items.len()).unwrap();
-            let _ = gate.recv();
-            doubled(items)
-        };
-        // The second is taken along by the leader that comes after the first.
-        let (first, opened) = channel::<()>();
-        scope.spawn(move || together.call(1, soon(), |items| opened.recv().map_or_else(|_| doubled(items), |()| doubled(items))));
-        while together.lock().under_way == 0 {
-            thread::yield_now();
-        }
-        scope.spawn(move || together.call(2, soon(), slow));
+        let together = &together;
+        // The third is taken along by the second, who leads after the first.
+        let ((first, begun, release_first), (second, begun_again, release)) = (held(), held());
+        scope.spawn(move || together.call(1, soon(), first));
+        assert_eq!(begun.recv().unwrap(), 1);
+        scope.spawn(move || together.call(2, soon(), second));
         until_waiting(together, 1);
         let late = scope.spawn(move || together.call(3, Instant::now() + Duration::from_secs(5), doubled));
         until_waiting(together, 2);
-        first.send(()).unwrap();
-        assert_eq!(begun.1.recv().unwrap(), 2);
+        drop(release_first);
+        assert_eq!(begun_again.recv().unwrap(), 2);
         assert_eq!(late.join().unwrap().unwrap_err().kind, ErrorKind::Unknown, "somebody has begun with it");
         drop(release);
     });
@@ -188,22 +183,15 @@ fn a_thousand_calls_from_many_threads_each_get_their_own() {
 fn one_that_takes_long_holds_up_the_others_for_a_moment() {
     let slow = Duration::from_millis(100);
     let together: Together<u64, u64> = Together::of_at_most(9).past_slow_ones(2, slow);
-    let (release, gate) = channel();
+    let (hold, told, release) = held();
     let begun = Instant::now();
     thread::scope(|scope| {
-        let hangs = scope.spawn(|| {
-            together.call(1, soon(), move |items| {
-                gate.recv().unwrap();
-                doubled(items)
-            })
-        });
-        while together.lock().under_way == 0 {
-            thread::yield_now();
-        }
+        let hangs = scope.spawn(|| together.call(1, soon(), hold));
+        assert_eq!(told.recv().unwrap(), 1);
         assert_eq!(together.call(2, soon(), doubled).unwrap(), 4);
         assert!(begun.elapsed() >= slow, "the batch before might have ended");
         assert_eq!((3..9).map(|item| together.call(item, soon(), doubled).unwrap()).sum::<u64>(), 66);
-        release.send(()).unwrap();
+        drop(release);
         assert_eq!(hangs.join().unwrap().unwrap(), 2);
     });
     assert_eq!(together.lock().under_way, 0);

@@ -6,13 +6,16 @@ use bwvisu_runner::domain::template::{BuiltIns, RequestedPorts, Template, templa
 use bwvisu_runner::error::Error;
 use std::collections::BTreeMap;
 use std::io::{self, Read, Write};
-use std::net::{Shutdown, TcpListener, TcpStream};
+use std::net::{Shutdown, TcpStream};
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::sync::atomic::{AtomicU16, Ordering};
 use std::time::{Duration, Instant};
 use std::{env, fs, thread};
+
+#[path = "support/ports.rs"]
+mod ports;
+use ports::free_port;
 
 /// What bash needs besides the one tool that serves.
 const TOOLS: [&str; 5] = ["bash", "sh", "date", "uname", "grep"];
@@ -114,18 +117,6 @@ impl Demo {
         assert!(Command::new("kill").arg(self.child.id().to_string()).status().unwrap().success());
         self.child.wait().unwrap();
         began.elapsed()
-    }
-}
-
-/// A port below those that the system gives to outgoing connections, so that no other test's connection takes it meanwhile.
-fn free_port() -> u16 {
-    static NEXT: AtomicU16 = AtomicU16::new(0);
-    let first = 20_000 + (std::process::id() % 500) as u16 * 20;
-    loop {
-        let port = first + NEXT.fetch_add(1, Ordering::Relaxed) % 1_000;
-        if TcpListener::bind(("127.0.0.1", port)).is_ok() {
-            return port;
-        }
     }
 }
 

@@ -22,8 +22,10 @@ use super::{SshOptions, lock};
 pub(crate) const SESSIONS: usize = 8;
 /// So long a command waits for a session that sshd refuses.
 const REFUSED_LIMIT: Duration = Duration::from_secs(10);
-/// How long a new connection may take, in seconds; ssh's own limit and ours.
+/// How long the other side has to greet us, in seconds: who is dead or hangs says nothing for so long.
 const CONNECT_SECONDS: u64 = 4;
+/// How long the login may take after that: directories of users and busy machines are slow.
+const LOGIN_SECONDS: u64 = 8;
 /// What a client says that found the connection's sessions all taken: the connection itself is well.
 const SESSION_REFUSED: &str = "Session open refused";
 /// A connection that carried something within this time is believed to be alive.
@@ -237,7 +239,7 @@ impl Line {
         let socket = self.options.sockets.join(socket_name());
         let mut ssh = self.ssh(&socket);
         ssh.args(["-o", "ControlMaster=yes"]).arg(format!("{}@{}", self.user, self.address));
-        let deadline = deadline.min(Instant::now() + Duration::from_secs(CONNECT_SECONDS + 2));
+        let deadline = deadline.min(Instant::now() + Duration::from_secs(CONNECT_SECONDS + LOGIN_SECONDS));
         Master::start(ssh, socket, deadline).map_err(|words| self.unreachable(&words))
     }
 

@@ -15,7 +15,7 @@ use rustls::{ClientConfig, ClientConnection, RootCertStore, StreamOwned};
 use serde_json::{Value, json};
 use socket2::{Domain, Socket, Type};
 
-/// Longer than anything here may take; reaching it fails the test.
+/// Longer than a client may wait for anything; reaching it fails the test. What is held on purpose is held for longer.
 pub const PATIENCE: Duration = Duration::from_secs(20);
 /// Where ordinary clients come from.
 pub const FRIEND: Ipv4Addr = Ipv4Addr::new(127, 0, 0, 1);
@@ -181,15 +181,17 @@ impl World {
         self.connect().get(path)
     }
 
-    /// Others are served, and at once: of five one after the other, the machine may have kept four waiting, for so long perhaps that their
-    /// connections were closed.
+    /// Others are served, and at once: at least one of five who come one after the other. Where the machine stands still, four may have to
+    /// wait, or wait so long that they are not served. Nobody is refused at once for that.
     pub fn assert_serves(&self) {
+        const QUICK: Duration = Duration::from_millis(900);
         let took = || {
             let start = Instant::now();
-            (self.is_serving(FRIEND), start.elapsed())
+            let served = self.is_serving(FRIEND);
+            assert!(served || start.elapsed() >= QUICK, "an ordinary client was refused at once");
+            (served, start.elapsed())
         };
-        let quick = |took: &(bool, Duration)| took.0 && took.1 < Duration::from_millis(900);
-        let slow: Vec<_> = (0..5).map(|_| took()).take_while(|took| !quick(took)).collect();
+        let slow: Vec<_> = (0..5).map(|_| took()).take_while(|(served, time)| !served || *time >= QUICK).collect();
         assert!(slow.len() < 5, "ordinary clients were (not) served, and waited for {slow:?}");
     }
 

@@ -12,6 +12,18 @@ pub fn counts<T: PartialEq + std::fmt::Debug>(expected: T, count: impl Fn() -> T
     assert!(seen.len() < 5, "{seen:?} instead of {expected:?}: {words}");
 }
 
+/// The same, where whatever breaks them may do so by chance: three of five are needed.
+pub fn mostly_counts<T: PartialEq + std::fmt::Debug>(expected: T, count: impl Fn() -> T, words: &str) {
+    let (mut right, mut wrong) = (0, Vec::new());
+    while right < 3 {
+        match count() {
+            found if found == expected => right += 1,
+            found => wrong.push(found),
+        }
+        assert!(wrong.len() < 3, "{wrong:?} instead of {expected:?}: {words}");
+    }
+}
+
 /// A Slurm cluster with the command nodes `cmd0` and `cmd1`.
 pub struct Cluster {
     pub bench: Bench,

@@ -20,6 +20,8 @@ mod malformed;
 mod metrics;
 mod old;
 mod once;
+#[path = "../support/ports.rs"]
+mod ports;
 #[path = "../support/promtool.rs"]
 mod promtool;
 mod reload;

@@ -3,7 +3,7 @@
 
 use crate::api::demo;
 use crate::cluster::Cluster;
-use crate::world::{Bench, PASSWORD, basic, user};
+use crate::world::{Bench, Over, PASSWORD, basic, user};
 use bwvisu_runner::store::{Store, embedded::Embedded};
 use serde_json::json;
 use std::collections::BTreeSet;
@@ -17,6 +17,7 @@ use std::time::{Duration, Instant};
 fn arguments_during(work: impl FnOnce(&dyn Fn(&str))) -> BTreeSet<String> {
     let (seen, done) = (Mutex::new(BTreeSet::new()), AtomicBool::new(false));
     std::thread::scope(|scope| {
+        let _over = Over(&done);
         scope.spawn(|| {
             while !done.load(Ordering::Relaxed) {
                 let all = crate::world::mentioning("");
@@ -26,11 +27,11 @@ fn arguments_during(work: impl FnOnce(&dyn Fn(&str))) -> BTreeSet<String> {
         let shown = |word: &str| seen.lock().unwrap().iter().any(|line: &String| line.contains(word));
         work(&|word| {
             let begin = Instant::now();
-            while !shown(word) && begin.elapsed() < Duration::from_secs(40) {
+            // Less than what is held for it has: a submission 45 s.
+            while !shown(word) && begin.elapsed() < Duration::from_secs(30) {
                 std::thread::sleep(Duration::from_millis(10));
             }
         });
-        done.store(true, Ordering::Relaxed);
     });
     seen.into_inner().unwrap()
 }

@@ -1,6 +1,7 @@
 //! The program in a folder of its own, and its clients.
 
 use crate::caused::{on_a_small_disk, quick_folder};
+pub use crate::ports::free_port;
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use bwvisu_runner::domain::user::User;
@@ -9,11 +10,11 @@ use bwvisu_runner::scheduler::local::{Local, LocalOptions};
 use serde_json::{Value, json};
 use std::fs::{self, Permissions};
 use std::io::{BufRead, BufReader, Read, Write};
-use std::net::{TcpListener, TcpStream};
+use std::net::TcpStream;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, chown, symlink};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::sync::atomic::{AtomicU16, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU16, Ordering};
 use std::sync::{Arc, Mutex, OnceLock};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -66,23 +67,19 @@ pub fn until<T>(what: &str, mut look: impl FnMut() -> Option<T>, story: impl Fn(
     }
 }
 
-/// A port that nobody listens on just now; below those that the system gives to outgoing connections, so that none of these takes it while a
-/// program restarts, and above those that a bench forwards.
-pub fn free_port() -> u16 {
-    static NEXT: AtomicU16 = AtomicU16::new(0);
-    let first = 28_000 + (std::process::id() % 150) as u16 * 20;
-    loop {
-        let port = first + NEXT.fetch_add(1, Ordering::Relaxed) % 1_000;
-        if TcpListener::bind(("127.0.0.1", port)).is_ok() {
-            return port;
-        }
+/// Says that it is over when it is dropped, by a panic too: a scope waits for those that go on until then.
+pub struct Over<'a>(pub &'a AtomicBool);
+
+impl Drop for Over<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::SeqCst);
     }
 }
 
 /// A folder with a configuration, an installation and users' homes.
 pub struct Bench {
     root: tempfile::TempDir,
-    /// Holds the state folder, which is waited for at every step.
+    /// Holds the state folder: in memory, because every step of the program waits until its state is written.
     memory: tempfile::TempDir,
     pub config: Value,
     pub environment: Vec<(String, String)>,
@@ -91,7 +88,7 @@ pub struct Bench {
 impl Bench {
     /// Embedded defaults: local scheduler, relay, a store in a file, a certificate of its own.
     pub fn new() -> Self {
-        static RANGES: AtomicU16 = AtomicU16::new(21_000);
+        static RANGES: AtomicU16 = AtomicU16::new(16_000);
         let root = tempfile::Builder::new().prefix("bwvisu-process-").tempdir().unwrap();
         let memory = quick_folder();
         let low = RANGES.fetch_add(40, Ordering::Relaxed);

@@ -4,6 +4,7 @@
 
 #![allow(dead_code, reason = "each of the tests that share this file uses some of it")]
 
+use rustix::fs::statvfs;
 use rustix::process::{Pid, Signal, kill_process};
 use std::collections::BTreeSet;
 use std::fs::{self, File};
@@ -95,10 +96,15 @@ pub fn walk(calls: &BTreeSet<String>, mut run: impl FnMut(&str, usize) -> bool) 
 /// A walk that gets so far is no walk but a mistake.
 const TOO_FAR: usize = 5000;
 
-/// A folder in memory where there is one: no test here loses power, so the disk need not be waited for.
+/// A folder in memory where there is room for those of many tests: no test here loses power, so the disk need not be waited for.
 pub fn quick_folder() -> tempfile::TempDir {
+    const ROOM: u64 = 512 << 20;
+    let mut named = tempfile::Builder::new();
+    named.prefix("bwvisu-");
     let memory = Path::new("/dev/shm");
-    if memory.is_dir() { tempfile::tempdir_in(memory).unwrap() } else { tempfile::tempdir().unwrap() }
+    let roomy = statvfs(memory).is_ok_and(|found| found.f_bavail * found.f_frsize >= ROOM);
+    let quick = roomy.then(|| named.tempdir_in(memory).ok()).flatten();
+    quick.unwrap_or_else(|| named.tempdir().unwrap())
 }
 
 /// A tracer of a running process; its end is the end of what it does.
