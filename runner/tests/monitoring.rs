@@ -1,7 +1,7 @@
 //! What Prometheus and Grafana are given (packaging/monitoring) fits what the program shows.
 
 // All of this is test, also what stands outside of test functions.
-#![allow(clippy::unwrap_used, clippy::expect_used)]
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test ends where something is not as it should be")]
 
 #[path = "support/promtool.rs"]
 mod promtool;

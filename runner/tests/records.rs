@@ -4,7 +4,7 @@
 //! `records/v1` was written by the program before closing records, idempotency keys and counted owners. A form that was released never changes:
 //! a new one gets a higher version in `domain` and `store`, and a folder of its own, which `RENEW_RECORDS=1 cargo test --test records` writes.
 
-#![allow(clippy::unwrap_used, clippy::expect_used)]
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test ends where something is not as it should be")]
 
 use bwvisu_runner::domain::grant::{GRANT_VERSION, Grant, GrantState};
 use bwvisu_runner::domain::job::{JOB_VERSION, Job, Outcome, Phase, Seen, State};

@@ -1,5 +1,5 @@
 //! The relay with real sockets.
-#![allow(clippy::unwrap_used, clippy::expect_used)]
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test ends where something is not as it should be")]
 
 use bwvisu_runner::domain::ports::{PortRange, Span};
 use bwvisu_runner::error::ErrorKind;

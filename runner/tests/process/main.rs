@@ -2,7 +2,7 @@
 //! behind an `ssh` that plays a cluster. No test needs root, and none leaves a process or a folder behind.
 
 // All of this is test, also what stands outside of test functions.
-#![allow(clippy::unwrap_used, clippy::expect_used)]
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test ends where something is not as it should be")]
 
 mod admin;
 mod api;
@@ -27,6 +27,7 @@ mod promtool;
 mod reload;
 mod restart;
 mod secrets;
+mod served;
 mod slurm;
 mod slurm_watch;
 mod starting;
